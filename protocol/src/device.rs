@@ -1,0 +1,519 @@
+//! `device.toml`: what describes one device, written by `glimpse-firmware` and read by `glimpse-edge run`.
+//!
+//! Text becomes a [`RawDevice`] (every key optional, unknown keys refused), flags of the command line are laid over
+//! it, and [`RawDevice::validate`] makes the [`Device`] that a program works with. Whatever is wrong is told at once:
+//! every step adds to one list of [`Problem`]s, each with its line. That is why the table is walked here rather than
+//! by a serde derive, which stops at the first.
+
+use core::fmt;
+use core::str::FromStr;
+use core::time::Duration;
+use std::borrow::ToOwned;
+use std::collections::BTreeMap;
+use std::format;
+use std::path::{Path, PathBuf};
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use thiserror::Error;
+use toml::de::{DeTable, DeValue};
+
+use crate::{Codec, DeviceId, TOP_K_MAX};
+
+/// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
+pub const KEYS: [&str; 9] =
+    ["device", "server", "camera", "bundle", "model", "codebook", "codec", "top_k", "timeout"];
+
+/// The port of MQTT without TLS, where an address names none.
+pub const PORT_DEFAULT: u16 = 1883;
+
+/// The largest `timeout`.
+pub const TIMEOUT_MAX: Duration = Duration::from_hours(1);
+
+/// One thing that is wrong, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The line in the file, from 1; `None` where something is missing or comes from a flag.
+    pub line: Option<usize>,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "line {line}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// All problems of a configuration, in the order of its lines.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, problem) in self.0.iter().enumerate() {
+            if place > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Host and port of the server's MQTT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerAddress {
+    host: String,
+    port: u16,
+}
+
+impl ServerAddress {
+    /// A name or an address, without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port, never 0.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Why a text is no value of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ValueError {
+    /// An address is `HOST` or `HOST:PORT`.
+    #[error("expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883")]
+    Server,
+    /// This version has one kind of camera.
+    #[error("expected folder:DIR, a folder whose photos are taken in the order of their names")]
+    Camera,
+    /// A time is a number of seconds.
+    #[error("expected seconds, more than 0 and at most {}", TIMEOUT_MAX.as_secs())]
+    Seconds,
+    /// A number of matches.
+    #[error("expected a whole number from 1 to {TOP_K_MAX}")]
+    TopK,
+}
+
+impl FromStr for ServerAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+            let (host, port) = rest.split_once(']').ok_or(ValueError::Server)?;
+            host.parse::<core::net::Ipv6Addr>().map_err(|_| ValueError::Server)?;
+            (
+                host,
+                if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(ValueError::Server)?) },
+            )
+        } else {
+            text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
+        };
+        let port = port.map_or(Ok(PORT_DEFAULT), str::parse).map_err(|_| ValueError::Server)?;
+        let is_host = !host.is_empty()
+            && host.len() <= 253
+            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte));
+        if is_host && port > 0 { Ok(Self { host: host.to_owned(), port }) } else { Err(ValueError::Server) }
+    }
+}
+
+/// Where photos come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CameraSource {
+    /// The photos in a folder, then new ones as they appear.
+    Folder(PathBuf),
+}
+
+impl FromStr for CameraSource {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.strip_prefix("folder:") {
+            Some(folder) if !folder.is_empty() => Ok(Self::Folder(folder.into())),
+            _ => Err(ValueError::Camera),
+        }
+    }
+}
+
+impl fmt::Display for CameraSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Folder(folder) = self;
+        write!(f, "folder:{}", folder.display())
+    }
+}
+
+/// Seconds as a person writes them.
+///
+/// # Errors
+/// [`ValueError::Seconds`].
+pub fn seconds(value: f64) -> Result<Duration, ValueError> {
+    match Duration::try_from_secs_f64(value) {
+        Ok(time) if !time.is_zero() && time <= TIMEOUT_MAX => Ok(time),
+        _ => Err(ValueError::Seconds),
+    }
+}
+
+/// How many matches a query may ask for.
+///
+/// # Errors
+/// [`ValueError::TopK`].
+pub fn top_k(value: i64) -> Result<u16, ValueError> {
+    match u16::try_from(value) {
+        Ok(value) if (1..=TOP_K_MAX).contains(&usize::from(value)) => Ok(value),
+        _ => Err(ValueError::TopK),
+    }
+}
+
+/// [`seconds`] of a command line.
+///
+/// # Errors
+/// [`ValueError::Seconds`].
+pub fn seconds_of_text(text: &str) -> Result<Duration, ValueError> {
+    text.parse().map_or(Err(ValueError::Seconds), seconds)
+}
+
+/// [`top_k`] of a command line.
+///
+/// # Errors
+/// [`ValueError::TopK`].
+pub fn top_k_of_text(text: &str) -> Result<u16, ValueError> {
+    text.parse().map_or(Err(ValueError::TopK), top_k)
+}
+
+/// What a file, or a command line, says of a device: each value is valid by itself, and any may be missing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RawDevice {
+    /// `device`: its name.
+    pub device: Option<DeviceId>,
+    /// `server`.
+    pub server: Option<ServerAddress>,
+    /// `camera`.
+    pub camera: Option<CameraSource>,
+    /// `bundle`: a folder with the query network and the codebook.
+    pub bundle: Option<PathBuf>,
+    /// `model`: the query network, in place of the bundle's.
+    pub model: Option<PathBuf>,
+    /// `codebook`: in place of the bundle's.
+    pub codebook: Option<PathBuf>,
+    /// `codec`.
+    pub codec: Option<Codec>,
+    /// `top_k`.
+    pub top_k: Option<u16>,
+    /// `timeout`.
+    pub timeout: Option<Duration>,
+    /// The line of each key that came from a file.
+    lines: BTreeMap<&'static str, usize>,
+}
+
+/// A device whose description holds together.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Device {
+    /// Its name; `None` leaves it to the device, which takes its host name.
+    pub name: Option<DeviceId>,
+    /// The server that it asks.
+    pub server: ServerAddress,
+    /// Where its photos come from.
+    pub camera: CameraSource,
+    /// The folder with query network and codebook; present where `model` is not.
+    pub bundle: Option<PathBuf>,
+    /// The query network, in place of the bundle's.
+    pub model: Option<PathBuf>,
+    /// The codebook, in place of the bundle's; it or `bundle` is present where `codec` is `pq`.
+    pub codebook: Option<PathBuf>,
+    /// How embeddings travel.
+    pub codec: Codec,
+    /// Matches asked for.
+    pub top_k: u16,
+    /// How long a query waits for its reply, repeats included.
+    pub timeout: Duration,
+}
+
+impl Device {
+    /// The codec where none is named: a quarter of `f32`, at a loss that the benchmark table shows to be negligible.
+    pub const CODEC_DEFAULT: Codec = Codec::I8;
+    /// The matches where no number is named.
+    pub const TOP_K_DEFAULT: u16 = 10;
+    /// The timeout where none is named.
+    pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+}
+
+impl RawDevice {
+    /// Reads `device.toml`, with all that is wrong in it. Relative paths are taken from `base`, the file's folder.
+    pub fn parse(text: &str, base: &Path) -> (Self, Vec<Problem>) {
+        let line_of =
+            |place: usize| 1 + text.as_bytes().iter().take(place).filter(|byte| **byte == b'\n').count();
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let mut problems: Vec<Problem> = errors
+            .iter()
+            .map(|error| Problem {
+                line: error.span().map(|span| line_of(span.start)),
+                message: format!("no TOML: {}", error.message()),
+            })
+            .collect();
+        let mut raw = Self::default();
+        for (key, value) in table.get_ref() {
+            let line = line_of(key.span().start);
+            if let Err(message) = raw.put(key.get_ref(), value.get_ref(), base, line) {
+                problems.push(Problem { line: Some(line), message });
+            }
+        }
+        problems.sort_by_key(|problem| problem.line);
+        (raw, problems)
+    }
+
+    fn put(&mut self, key: &str, value: &DeValue<'_>, base: &Path, line: usize) -> Result<(), String> {
+        let Some(name) = KEYS.into_iter().find(|known| *known == key) else {
+            return Err(unknown(key));
+        };
+        self.lines.insert(name, line);
+        let wrong = |error: &dyn fmt::Display| format!("{name}: {error}");
+        let text = || value.as_str().ok_or_else(|| wrong(&"expected text in quotation marks"));
+        let path = || match text()? {
+            "" => Err(wrong(&"expected a path")),
+            path => Ok(base.join(path)),
+        };
+        match name {
+            "device" => self.device = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "server" => self.server = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "camera" => {
+                let CameraSource::Folder(folder) = text()?.parse().map_err(|e| wrong(&e))?;
+                self.camera = Some(CameraSource::Folder(base.join(folder)));
+            }
+            "bundle" => self.bundle = Some(path()?),
+            "model" => self.model = Some(path()?),
+            "codebook" => self.codebook = Some(path()?),
+            "codec" => self.codec = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "top_k" => {
+                self.top_k = Some(integer(value).map_or(Err(ValueError::TopK), top_k).map_err(|e| wrong(&e))?)
+            }
+            _ => {
+                self.timeout =
+                    Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?)
+            }
+        }
+        Ok(())
+    }
+
+    /// What `self` says, and what `below` says where `self` is silent: flags over a file.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            device: self.device.or(below.device),
+            server: self.server.or(below.server),
+            camera: self.camera.or(below.camera),
+            bundle: self.bundle.or(below.bundle),
+            model: self.model.or(below.model),
+            codebook: self.codebook.or(below.codebook),
+            codec: self.codec.or(below.codec),
+            top_k: self.top_k.or(below.top_k),
+            timeout: self.timeout.or(below.timeout),
+            lines: below.lines,
+        }
+    }
+
+    /// Checks that everything needed is there and fits together, and adds what is not to `problems` found before.
+    ///
+    /// # Errors
+    /// All problems, old and new.
+    pub fn validate(self, mut problems: Vec<Problem>) -> Result<Device, Problems> {
+        // A key that is there with a bad value is told already, and is not missing.
+        let mut needed = |key: &str, is_there: bool, example: &str| {
+            if !is_there && !self.lines.contains_key(key) {
+                let message = format!("{key}: missing: write {example}");
+                problems.push(Problem { line: None, message });
+            }
+        };
+        needed("server", self.server.is_some(), "server = \"HOST:PORT\"");
+        needed("camera", self.camera.is_some(), "camera = \"folder:DIR\"");
+        let has_model = self.bundle.is_some() || self.model.is_some() || self.lines.contains_key("model");
+        needed("bundle", has_model, "bundle = \"DIR\", or model = \"FILE\"");
+        if self.codec == Some(Codec::Pq)
+            && self.codebook.is_none()
+            && self.bundle.is_none()
+            && !["codebook", "bundle"].iter().any(|key| self.lines.contains_key(key))
+        {
+            problems.push(Problem {
+                line: self.lines.get("codec").copied(),
+                message:
+                    "codec: pq needs the quantizer's codebook: write codebook = \"FILE\" or bundle = \"DIR\""
+                        .to_owned(),
+            });
+        }
+        match (self.server, self.camera) {
+            (Some(server), Some(camera)) if problems.is_empty() => Ok(Device {
+                name: self.device,
+                server,
+                camera,
+                bundle: self.bundle,
+                model: self.model,
+                codebook: self.codebook,
+                codec: self.codec.unwrap_or(Device::CODEC_DEFAULT),
+                top_k: self.top_k.unwrap_or(Device::TOP_K_DEFAULT),
+                timeout: self.timeout.unwrap_or(Device::TIMEOUT_DEFAULT),
+            }),
+            _ => Err(Problems(problems)),
+        }
+    }
+}
+
+fn unknown(key: &str) -> String {
+    let written = key.to_ascii_lowercase().replace('-', "_");
+    match KEYS.into_iter().find(|known| *known == written) {
+        Some(known) => format!("{key}: unknown key: write {known}"),
+        None => format!("{key}: unknown key: the keys are {}", KEYS.join(", ")),
+    }
+}
+
+fn integer(value: &DeValue<'_>) -> Option<i64> {
+    let integer = value.as_integer()?;
+    i64::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
+
+fn number(value: &DeValue<'_>) -> Option<f64> {
+    match value.as_float() {
+        Some(float) => float.as_str().to_string().parse().ok(),
+        None => integer(value).map(|integer| integer as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Device, Problems> {
+        let (raw, problems) = RawDevice::parse(text, Path::new("/etc/glimpse"));
+        raw.validate(problems)
+    }
+
+    fn check_problems(text: &str, expected: &[&str]) {
+        let problems: Vec<String> = read(text).unwrap_err().0.iter().map(ToString::to_string).collect();
+        assert_eq!(problems, expected);
+    }
+
+    const WHOLE: &str = "device = 'door-1'\nserver = 'gallery.local'\ncamera = 'folder:photos'\nbundle = '/opt/b'\n\
+                         model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n";
+
+    #[test]
+    fn reads_every_key() {
+        let device = read(WHOLE).unwrap();
+        assert_eq!(device.name.unwrap().as_str(), "door-1");
+        assert_eq!(device.server.to_string(), "gallery.local:1883");
+        assert_eq!(device.camera.to_string(), "folder:/etc/glimpse/photos");
+        assert_eq!(device.bundle, Some("/opt/b".into()));
+        assert_eq!(device.model, Some("/etc/glimpse/m.onnx".into()));
+        assert_eq!(device.codebook, Some("/etc/glimpse/c.safetensors".into()));
+        assert_eq!(
+            (device.codec, device.top_k, device.timeout),
+            (Codec::Pq, 20, Duration::from_millis(2500))
+        );
+        let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(keys, KEYS);
+    }
+
+    #[test]
+    fn fills_in_what_may_be_left_out() {
+        let device = read("server = 'a:1'\ncamera = 'folder:/p'\nmodel = '/m'").unwrap();
+        assert_eq!((device.codec, device.top_k, device.timeout.as_secs()), (Codec::I8, 10, 5));
+        assert_eq!((device.name, device.bundle, device.codebook), (None, None, None));
+    }
+
+    #[test]
+    fn tells_all_problems_at_once_with_their_lines() {
+        check_problems(
+            "device = 'two words'\ntop-k = 3\n\nserver = 'a:b'\nthing = 1\ncamera = 'usb'\ntop_k = 101\ncodec = 7\n\
+             timeout = 'long'\n",
+            &[
+                "line 1: device: a device name has only letters, digits, '-', '_' and '.'",
+                "line 2: top-k: unknown key: write top_k",
+                "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883",
+                "line 5: thing: unknown key: the keys are device, server, camera, bundle, model, codebook, codec, \
+                 top_k, timeout",
+                "line 6: camera: expected folder:DIR, a folder whose photos are taken in the order of their names",
+                "line 7: top_k: expected a whole number from 1 to 100",
+                "line 8: codec: expected text in quotation marks",
+                "line 9: timeout: expected seconds, more than 0 and at most 3600",
+                "bundle: missing: write bundle = \"DIR\", or model = \"FILE\"",
+            ],
+        );
+        check_problems(
+            "",
+            &[
+                "server: missing: write server = \"HOST:PORT\"",
+                "camera: missing: write camera = \"folder:DIR\"",
+                "bundle: missing: write bundle = \"DIR\", or model = \"FILE\"",
+            ],
+        );
+    }
+
+    #[test]
+    fn pq_needs_a_codebook() {
+        check_problems(
+            "server = 'a'\ncamera = 'folder:/p'\ncodec = 'pq'\nmodel = '/m'",
+            &[
+                "line 3: codec: pq needs the quantizer's codebook: write codebook = \"FILE\" or bundle = \"DIR\"",
+            ],
+        );
+    }
+
+    #[test]
+    fn text_that_is_no_toml_is_told_beside_the_other_problems() {
+        let problems = read("server = \ncamera = 'usb'\nmodel = '/m'\n").unwrap_err().0;
+        assert_eq!(problems[0].line, Some(1), "{problems:?}");
+        assert!(problems[0].message.starts_with("no TOML: "), "{problems:?}");
+        assert!(problems.iter().any(|problem| problem.line == Some(2)), "{problems:?}");
+    }
+
+    #[test]
+    fn flags_go_over_the_file() {
+        let (file, problems) = RawDevice::parse(WHOLE, Path::new("/etc/glimpse"));
+        let flags = RawDevice { codec: Some(Codec::F16), top_k: Some(3), ..RawDevice::default() };
+        let device = flags.over(file).validate(problems).unwrap();
+        assert_eq!((device.codec, device.top_k), (Codec::F16, 3));
+        assert_eq!(device.name.unwrap().as_str(), "door-1");
+    }
+
+    #[test]
+    fn addresses_read_and_come_back_as_text() {
+        for (text, expected) in [
+            ("127.0.0.1:1884", Some("127.0.0.1:1884")),
+            ("gallery.local", Some("gallery.local:1883")),
+            ("[fe80::1]:1", Some("[fe80::1]:1")),
+            ("[::1]", Some("[::1]:1883")),
+            ("", None),
+            (":1883", None),
+            ("a:0", None),
+            ("a:65536", None),
+            ("::1", None),
+            ("[::1]1", None),
+            ("[a]:1", None),
+            ("mqtt://a:1", None),
+        ] {
+            let address = text.parse::<ServerAddress>().ok().map(|address| address.to_string());
+            assert_eq!(address.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_bounded() {
+        assert_eq!(seconds(0.5), Ok(Duration::from_millis(500)));
+        for value in [0.0, -1.0, f64::NAN, f64::INFINITY, 3601.0, 1e300, 1e-12] {
+            assert_eq!(seconds(value), Err(ValueError::Seconds), "{value}");
+        }
+    }
+}
