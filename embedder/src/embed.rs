@@ -1,0 +1,93 @@
+//! A photo to a unit embedding.
+
+use std::path::Path;
+
+use glimpse_protocol::SpaceId;
+use image::RgbImage;
+use thiserror::Error;
+
+use crate::metadata::ModelFile;
+use crate::{ModelError, ModelMetadata, Network, Role};
+
+/// Why a photo has no embedding.
+#[derive(Debug, Error)]
+pub enum EmbedError {
+    /// The engine failed.
+    #[error("the network failed: {0}")]
+    Network(String),
+    /// The network gave NaN, infinity or nothing but zeros.
+    #[error("the network gave an embedding without a direction (norm {norm})")]
+    NoDirection {
+        /// Its L2 norm.
+        norm: f32,
+    },
+}
+
+/// A query or gallery network with its preprocessing. Threads share one by reference.
+pub struct Embedder {
+    network: Network,
+    metadata: ModelMetadata,
+    space: SpaceId,
+}
+
+impl Embedder {
+    /// Reads a model of a space, made by `glimpse-trainer`.
+    ///
+    /// # Errors
+    /// [`ModelError`] with the path: unreadable, no ONNX file, without our metadata, or with an output that is not
+    /// `[N, dimension]`.
+    pub fn load(path: &Path) -> Result<Self, ModelError> {
+        let file = ModelFile::read(path)?;
+        let metadata = file.metadata()?;
+        let not_embedding = |reason| ModelError::Metadata { path: path.to_owned(), reason };
+        let space = metadata.space.filter(|_| metadata.role != Role::Features).ok_or_else(|| {
+            not_embedding(
+                "its role is `features`, and embeddings come from a query or gallery model".to_owned(),
+            )
+        })?;
+        let network = Network::build(&file, metadata.preprocessing.width, metadata.preprocessing.height)?;
+        if network.output_shape() != [1, metadata.dimension] {
+            let (shape, dimension) = (network.output_shape(), metadata.dimension);
+            return Err(not_embedding(format!("its output is {shape:?}, not [1, {dimension}]")));
+        }
+        Ok(Self { network, metadata, space })
+    }
+
+    /// What the model says about itself.
+    pub const fn metadata(&self) -> &ModelMetadata {
+        &self.metadata
+    }
+
+    /// The space of the embeddings.
+    pub const fn space(&self) -> SpaceId {
+        self.space
+    }
+
+    /// Length of an embedding.
+    pub const fn dimension(&self) -> usize {
+        self.metadata.dimension
+    }
+
+    /// The unit embedding of a photo, `[dimension]`.
+    ///
+    /// # Errors
+    /// [`EmbedError`].
+    pub fn embed(&self, photo: &RgbImage) -> Result<Vec<f32>, EmbedError> {
+        self.embed_tensor(&self.metadata.preprocessing.tensor(photo))
+    }
+
+    /// The same, from a tensor that [`crate::Preprocessing::tensor`] made.
+    ///
+    /// # Errors
+    /// [`EmbedError`].
+    pub fn embed_tensor(&self, tensor: &[f32]) -> Result<Vec<f32>, EmbedError> {
+        let mut embedding = self.network.run(tensor).map_err(EmbedError::Network)?;
+        let norm = embedding.iter().map(|x| x * x).sum::<f32>().sqrt();
+        // A photo of one colour can leave every activation at zero.
+        if !norm.is_finite() || norm < 1e-6 {
+            return Err(EmbedError::NoDirection { norm });
+        }
+        embedding.iter_mut().for_each(|x| *x /= norm);
+        Ok(embedding)
+    }
+}

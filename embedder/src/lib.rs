@@ -1,0 +1,35 @@
+//! From a photo to an embedding: the same code, and so the same numbers, on device, server and trainer.
+//!
+//! In reading order:
+//!
+//! - [`photo`]: bytes of a JPEG or PNG to upright RGB pixels ([`decode_photo`]), with limits.
+//! - [`preprocess`]: pixels to the network's input tensor ([`Preprocessing`]).
+//! - [`metadata`]: what an ONNX file of ours says about itself ([`ModelMetadata`]), and the [`space_id`].
+//! - [`network`]: an ONNX network in tract ([`Network`]).
+//! - [`embed`]: both together ([`Embedder`]).
+//! - [`space`]: the folder that holds a space ([`SpaceBundle`]).
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use glimpse_embedder::{Embedder, read_photo};
+//!
+//! let embedder = Embedder::load(Path::new("models/demo/query.onnx"))?;
+//! let embedding = embedder.embed(&read_photo(Path::new("photo.jpg"))?)?;
+//! assert_eq!(embedding.len(), embedder.dimension());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod embed;
+pub mod metadata;
+pub mod network;
+pub mod photo;
+pub mod preprocess;
+pub mod space;
+
+pub use embed::{EmbedError, Embedder};
+pub use image::RgbImage;
+pub use metadata::{ModelError, ModelMetadata, Role, space_id};
+pub use network::Network;
+pub use photo::{PhotoError, decode_photo, read_photo};
+pub use preprocess::Preprocessing;
+pub use space::{QuantizerShape, SpaceBundle, SpaceError};

@@ -1,0 +1,81 @@
+//! An ONNX network in tract.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use tract_onnx::prelude::*;
+
+use crate::metadata::{ModelError, ModelFile};
+
+/// An image network, optimised for one input size: `[1, 3, height, width]` in, any shape out.
+///
+/// Threads share one network by reference; each run has its own state.
+pub struct Network {
+    plan: Arc<TypedRunnableModel>,
+    input_shape: [usize; 4],
+    output_shape: Vec<usize>,
+}
+
+impl Network {
+    /// Reads and optimises a network for inputs of `width` x `height` pixels.
+    ///
+    /// # Errors
+    /// [`ModelError`] with the path; also where the network has more than one input or output, or does not take
+    /// `[N, 3, height, width]`.
+    pub fn load(path: &Path, width: u32, height: u32) -> Result<Self, ModelError> {
+        Self::build(&ModelFile::read(path)?, width, height)
+    }
+
+    pub(crate) fn build(file: &ModelFile, width: u32, height: u32) -> Result<Self, ModelError> {
+        let input_shape = [1, 3, height as usize, width as usize];
+        let unusable = |reason: String| ModelError::Unusable { path: file.path.clone(), reason };
+        // tract has assertions that a foreign model can reach: to us they are one more reason why it cannot be run.
+        let (plan, output_shape) = catch_unwind(AssertUnwindSafe(|| optimise(file, input_shape)))
+            .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
+            .map_err(|error| unusable(format!("{error:#}")))?;
+        Ok(Self { plan, input_shape, output_shape })
+    }
+
+    /// Shape of the input: `[1, 3, height, width]`.
+    pub const fn input_shape(&self) -> [usize; 4] {
+        self.input_shape
+    }
+
+    /// Shape of the output, its first dimension 1.
+    pub fn output_shape(&self) -> &[usize] {
+        &self.output_shape
+    }
+
+    /// Runs the network on one tensor, `[3, height, width]` as [`crate::Preprocessing::tensor`] makes it. The output
+    /// is row-major in [`Network::output_shape`].
+    ///
+    /// # Errors
+    /// A sentence where the tensor has another length, or the engine fails.
+    pub fn run(&self, tensor: &[f32]) -> Result<Vec<f32>, String> {
+        let run = || -> TractResult<Vec<f32>> {
+            let input = Tensor::from_shape(&self.input_shape, tensor)?;
+            let outputs = self.plan.run(tvec!(input.into()))?;
+            let output = outputs.first().ok_or_else(|| TractError::msg("no output"))?;
+            Ok(output.to_plain_array_view::<f32>()?.iter().copied().collect())
+        };
+        run().map_err(|error| format!("{error:#}"))
+    }
+}
+
+fn optimise(file: &ModelFile, input_shape: [usize; 4]) -> TractResult<(Arc<TypedRunnableModel>, Vec<usize>)> {
+    let model = onnx().model_for_proto_model(&file.proto)?;
+    let (inputs, outputs) = (model.input_outlets()?.len(), model.output_outlets()?.len());
+    if (inputs, outputs) != (1, 1) {
+        return Err(TractError::msg(format!(
+            "it has {inputs} inputs and {outputs} outputs, not one of each"
+        )));
+    }
+    let model = model.with_input_fact(0, f32::fact(input_shape).into())?.into_typed()?;
+    let fact = model.output_fact(0)?;
+    let output_shape: Option<Vec<usize>> =
+        fact.shape.as_concrete().map(|shape| shape.to_vec()).filter(|_| fact.datum_type == f32::datum_type());
+    let output_shape =
+        output_shape.ok_or_else(|| TractError::msg("its output is not a float tensor of known shape"))?;
+    Ok((model.into_decluttered()?.into_optimized()?.into_runnable()?, output_shape))
+}
