@@ -1,0 +1,147 @@
+//! `import`: pretrained weights to an ONNX model: raw features, or the gallery model of a new space.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use clap::Args;
+use glimpse_embedder::{ModelMetadata, Preprocessing, Role, SpaceBundle};
+
+use super::parse_size;
+use crate::features::{Features, Origin, model_hash};
+use crate::files::read;
+use crate::networks::{Architecture, GalleryNetwork, load_pretrained, preprocessing};
+use crate::onnx;
+use crate::projection::{pca_whitening, to_unit};
+
+/// Make a gallery model (or a raw feature model) from pretrained weights.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// Which network: efficientnet-lite0 to efficientnet-lite4. Several (each with its --weights, in the same order) are
+    /// joined into one: slower and better, and easier to live beside for a query network that is one of them.
+    #[arg(long, required = true)]
+    network: Vec<Architecture>,
+    /// Its PyTorch checkpoint.
+    #[arg(long, required = true)]
+    weights: Vec<PathBuf>,
+    /// Side of the input, a multiple of 32: larger is slower and finds more.
+    #[arg(long, default_value_t = 288, value_parser = parse_size)]
+    size: u32,
+    /// The ONNX file; with --whiten its folder becomes (or stays) a space bundle.
+    #[arg(long)]
+    out: PathBuf,
+    /// Raw features to learn a PCA-whitening from, made by `features` with the model that this command writes without
+    /// --whiten.
+    #[arg(long)]
+    whiten: Option<PathBuf>,
+    /// Also write the whitened embeddings of those very features: what `features` would give with the new model,
+    /// without running it again.
+    #[arg(long, requires = "whiten")]
+    embeddings: Option<PathBuf>,
+    /// Dimension of the space.
+    #[arg(long, default_value_t = 256, requires = "whiten")]
+    dimension: usize,
+    /// How far from full whitening: added to each variance, as a fraction of their mean.
+    #[arg(long, default_value_t = 0.0, requires = "whiten")]
+    shrinkage: f64,
+    /// A name for people, for the bundle; the folder's name by default.
+    #[arg(long, requires = "whiten")]
+    name: Option<String>,
+}
+
+impl Import {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// With what failed.
+    pub(super) fn run(&self) -> Result<()> {
+        let device = Device::flex();
+        let network = self.load(&device)?;
+        let channels = GalleryNetwork::feature_channels(&self.network);
+        let preprocessing = preprocessing(self.size);
+        let Some(features_path) = &self.whiten else {
+            let model = onnx::export(&network, "features", GalleryNetwork::forward)?;
+            let metadata =
+                ModelMetadata { role: Role::Features, space: None, dimension: channels, preprocessing };
+            onnx::write(model, &metadata, &self.out)?;
+            return self.verify(&network, &preprocessing);
+        };
+
+        let (features, origin) = Features::read(features_path)?;
+        let origin = Origin::read(&origin);
+        ensure!(
+            features.shape == [channels],
+            "the features for whitening have shape {:?}, and the network gives [{channels}]: make them with the model \
+             that `import` writes without --whiten",
+            features.shape
+        );
+        ensure!(self.shrinkage >= 0.0, "--shrinkage must not be negative");
+        let whitening = pca_whitening(&features.to_f32(), channels, self.dimension, self.shrinkage)?;
+        tracing::info!("whitening to {} dimensions, learned on {} photos", self.dimension, features.len());
+        let network = network.project(&whitening, &device);
+        let model = onnx::export(&network, "embedding", GalleryNetwork::forward)?;
+        let metadata = onnx::gallery_metadata(&model, preprocessing, self.dimension)?;
+        onnx::write(model, &metadata, &self.out)?;
+        self.verify(&network, &preprocessing)?;
+        self.write_bundle(&metadata)?;
+        if let Some(out) = &self.embeddings {
+            let origin = origin
+                .with_context(|| format!("{} does not say what it was made from", features_path.display()))?;
+            let origin = Origin { model: model_hash(&read(&self.out)?), ..origin };
+            let mut rows = whitening.apply(&features.to_f32());
+            rows.chunks_exact_mut(self.dimension).for_each(to_unit);
+            Features::from_f32(vec![self.dimension], features.items.clone(), rows)
+                .write(out, origin.to_metadata())?;
+        }
+        Ok(())
+    }
+
+    fn load(&self, device: &Device) -> Result<GalleryNetwork> {
+        ensure!(
+            self.network.len() == self.weights.len(),
+            "{} --network and {} --weights were given: each network needs its own checkpoint",
+            self.network.len(),
+            self.weights.len()
+        );
+        let members = self.network.iter().zip(&self.weights);
+        let members = members.map(|(&network, weights)| load_pretrained(network, weights, device));
+        Ok(GalleryNetwork::new(members.collect::<Result<Vec<_>, _>>()?))
+    }
+
+    fn write_bundle(&self, metadata: &ModelMetadata) -> Result<()> {
+        let dir = self.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let space = metadata.space.context("a gallery model has a space")?;
+        let folder = dir.file_name().map(|name| name.to_string_lossy().into_owned());
+        let old = SpaceBundle::load(dir).ok();
+        let name = self.name.clone().or(old.as_ref().map(|old| old.name.clone())).or(folder);
+        // A quantizer of another space is a quantizer of nothing.
+        let quantizer = old.filter(|old| old.space == space).and_then(|old| old.quantizer);
+        let bundle = SpaceBundle {
+            dir: dir.to_owned(),
+            name: name.unwrap_or_else(|| "unnamed".to_owned()),
+            space,
+            dimension: metadata.dimension,
+            preprocessing: metadata.preprocessing,
+            quantizer,
+        };
+        ensure!(
+            bundle.gallery_model() == dir.join(self.out.file_name().unwrap_or_default()),
+            "the gallery model of a bundle is called gallery.onnx: use --out {}",
+            bundle.gallery_model().display()
+        );
+        bundle.write()?;
+        tracing::info!("space {space} in {}", dir.display());
+        Ok(())
+    }
+
+    /// A synthetic photo is enough here: the weights are those of the checkpoint.
+    fn verify(&self, network: &GalleryNetwork, preprocessing: &Preprocessing) -> Result<()> {
+        let photo = glimpse_embedder::RgbImage::from_fn(self.size, self.size, |x, y| {
+            image::Rgb([(x * 2 % 256) as u8, (y * 3 % 256) as u8, ((x * y / 16) % 256) as u8])
+        });
+        let inputs = [preprocessing.tensor(&photo)];
+        let cosine = onnx::verify(&self.out, preprocessing, &inputs, |image| network.forward(image))?;
+        tracing::info!("wrote {}: cosine {cosine:.7} with the network it was made from", self.out.display());
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+//! One file for each command. Results go to stdout, everything else to stderr.
+
+mod eval;
+mod export;
+mod features;
+mod import;
+mod quantizer;
+mod train;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, anyhow};
+use burn_onnx_export::OnnxModel;
+use clap::Subcommand;
+use glimpse_embedder::Preprocessing;
+
+use crate::files::read;
+
+/// The commands, in the order of a first run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a gallery model (or a raw feature model) from pretrained weights.
+    Import(import::Import),
+    /// Run an ONNX model over photos and keep what it gives.
+    Features(features::Extract),
+    /// Train the product quantizer whose centroids are index, code and anchors.
+    Quantizer(quantizer::Train),
+    /// Train a query network.
+    Train(Box<train::Train>),
+    /// Write the trained query network into the bundle, and check it.
+    Export(export::Export),
+    /// Measure gallery and query network on labelled photos.
+    Eval(eval::Eval),
+}
+
+impl Command {
+    /// Runs it. `stop` is raised by Ctrl-C.
+    ///
+    /// # Errors
+    /// With what failed, and what to do.
+    pub fn run(&self, stop: &AtomicBool) -> Result<()> {
+        match self {
+            Self::Import(command) => command.run(),
+            Self::Features(command) => command.run(stop),
+            Self::Quantizer(command) => command.run(),
+            Self::Train(command) => command.run(stop),
+            Self::Export(command) => command.run(),
+            Self::Eval(command) => command.run(stop),
+        }
+    }
+}
+
+/// How a model of ours wants its photos.
+fn preprocessing_of(model: &Path) -> Result<Preprocessing> {
+    let decoded = OnnxModel::from_bytes(&read(model)?);
+    let decoded = decoded.with_context(|| format!("{} is no ONNX model", model.display()))?;
+    let preprocessing = decoded.metadata("glimpse.preprocessing");
+    let preprocessing = preprocessing.ok_or_else(|| {
+        anyhow!(
+            "{} does not say how its photos are prepared: make it with `glimpse-trainer import`",
+            model.display()
+        )
+    })?;
+    let preprocessing: Preprocessing = serde_json::from_str(preprocessing)
+        .with_context(|| format!("the metadata of {} is damaged", model.display()))?;
+    preprocessing
+        .validate()
+        .map_err(|reason| anyhow!("the metadata of {} is damaged: {reason}", model.display()))?;
+    Ok(preprocessing)
+}
+
+/// The commit that is checked out, for the record; what it was built from where the program runs outside its repository.
+fn revision() -> String {
+    let git = std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
+    let revision = git
+        .ok()
+        .filter(|output| output.status.success())
+        .and_then(|output| String::from_utf8(output.stdout).ok());
+    revision.map_or_else(
+        || format!("version {}", env!("CARGO_PKG_VERSION")),
+        |revision| revision.trim().to_owned(),
+    )
+}
+
+/// A side that the networks' fixed padding is right for.
+fn parse_size(text: &str) -> Result<u32, String> {
+    let size: u32 = text.parse().map_err(|_| "not a number of pixels".to_owned())?;
+    if size > 0 && size <= 1024 && size.is_multiple_of(32) {
+        Ok(size)
+    } else {
+        Err("the side must be a multiple of 32, at most 1024".to_owned())
+    }
+}

@@ -1,0 +1,85 @@
+//! `quantizer`: the codebook of a bundle.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use glimpse_embedder::{QuantizerShape, SpaceBundle};
+use glimpse_quantizer::train::{TrainOptions, quantization_error, train};
+
+use crate::features::Features;
+use crate::files::write_whole;
+use crate::progress::Progress;
+
+/// Train the product quantizer whose centroids are index, code and anchors.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// Gallery embeddings of training photos (not of evaluation distractors: that leaks).
+    #[arg(long)]
+    features: PathBuf,
+    /// The space bundle; its codebook.safetensors is written.
+    #[arg(long)]
+    bundle: PathBuf,
+    /// M: bytes of a code.
+    #[arg(long, default_value_t = 32)]
+    sub_spaces: usize,
+    /// K: at most 256.
+    #[arg(long, default_value_t = 256)]
+    centroids: usize,
+    /// Lloyd iterations of each restart.
+    #[arg(long, default_value_t = 25)]
+    iterations: usize,
+    /// The best of so many restarts counts.
+    #[arg(long, default_value_t = 2)]
+    restarts: usize,
+    /// Seed of the first centroids.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Spherical k-means: anchors of unit length, as the loss compares them.
+    #[arg(long)]
+    spherical: bool,
+}
+
+impl Train {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// With what failed.
+    pub(super) fn run(&self) -> Result<()> {
+        let mut bundle = SpaceBundle::load(&self.bundle)?;
+        let (features, _) = Features::read(&self.features)?;
+        ensure!(
+            features.shape == [bundle.dimension],
+            "the features have shape {:?}, and the space has {} dimensions: make them with {}",
+            features.shape,
+            bundle.dimension,
+            bundle.gallery_model().display()
+        );
+        let options = TrainOptions {
+            sub_spaces: self.sub_spaces,
+            centroids: self.centroids,
+            iterations: self.iterations,
+            restarts: self.restarts,
+            seed: self.seed,
+            spherical: self.spherical,
+            ..TrainOptions::default()
+        };
+        let embeddings = features.to_f32();
+        let progress = Progress::new("k-means", (self.iterations * self.restarts) as u64);
+        let codebook =
+            train(&embeddings, bundle.dimension, &options, &mut |at| progress.set(at.step as u64))?;
+        progress.finish();
+        write_whole(&bundle.codebook(), &codebook.to_safetensors()?)?;
+        bundle.quantizer = Some(QuantizerShape { sub_spaces: self.sub_spaces, centroids: self.centroids });
+        bundle.write()?;
+        let error = quantization_error(&codebook, &embeddings);
+        tracing::info!(
+            "{} sub-spaces of {} centroids from {} embeddings, mean squared error {error:.4}: {}",
+            self.sub_spaces,
+            self.centroids,
+            features.len(),
+            bundle.codebook().display()
+        );
+        Ok(())
+    }
+}
