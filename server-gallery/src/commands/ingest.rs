@@ -1,0 +1,116 @@
+//! `ingest`: photos into a gallery.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use glimpse_embedder::{Embedder, SpaceBundle};
+
+use super::write_line;
+use crate::gallery;
+use crate::ingest::{self, Report};
+use crate::progress::Progress;
+use crate::sources;
+use crate::store::{self, Store};
+
+/// Arguments of `ingest`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  glimpse-gallery ingest photos/ --gallery gallery --bundle models/demo
+  glimpse-gallery ingest gallery.csv --root photos/ --gallery gallery --bundle models/demo
+
+A CSV file has the columns path and label. The image id is the path relative to the folder, or to --root. An ingest
+that was interrupted goes on where it stopped when it is run again; photos that have not changed are passed over.
+Photos that cannot be read are listed at the end; the command fails only when there is no photo that could be.")]
+pub struct IngestArgs {
+    /// Folder of photos, or CSV file with the columns path and label
+    #[arg(value_name = "DIR|CSV")]
+    input: PathBuf,
+    /// Folder of the gallery; made if there is none
+    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
+    gallery: PathBuf,
+    /// Folder of the space bundle
+    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
+    bundle: PathBuf,
+    /// CSV file with labels for the photos of a folder: columns path and label
+    #[arg(long, value_name = "CSV")]
+    labels: Option<PathBuf>,
+    /// Folder that the paths in the CSV file are relative to [default: the file's]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+impl IngestArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let sources = sources::list(&self.input, self.root.as_deref(), self.labels.as_deref())?;
+        let bundle = SpaceBundle::load(&self.bundle)?;
+        let embedder = Embedder::load(&bundle.gallery_model())?;
+        if (embedder.space(), embedder.dimension()) != (bundle.space, bundle.dimension) {
+            bail!(
+                "{} spans the space {}, and the bundle is of {}: the model was replaced",
+                bundle.gallery_model().display(),
+                embedder.space(),
+                bundle.space
+            );
+        }
+        let mut store = Store::open(&self.gallery, bundle.space, bundle.dimension)?;
+        let report = ingest::run(&mut store, &embedder, &sources, &*stop_on_signals()?)?;
+        let meta = store.meta();
+        drop(store);
+        tell(&report)?;
+        if report.left > 0 {
+            bail!("interrupted: {} photos are left; run the same command again to go on", report.left);
+        }
+        if report.good() == 0 {
+            bail!("none of {} photos could be embedded", report.failed.len());
+        }
+        if gallery::codebook(&bundle, &self.gallery)?.is_none() {
+            self.train()?;
+        }
+        tracing::info!(generation = meta.generation, gallery = %self.gallery.display(), "ingest complete");
+        Ok(())
+    }
+
+    fn train(&self) -> anyhow::Result<()> {
+        let snapshot = store::load(&self.gallery)?;
+        let mut progress = None;
+        let trained = gallery::train_codebook(&self.gallery, &snapshot, &mut |step| {
+            progress.get_or_insert_with(|| Progress::new("training a codebook", step.steps)).done_one();
+        });
+        if trained.context("the photos are stored; only the codebook is missing")? {
+            tracing::info!("trained a codebook on the gallery: the bundle has none");
+        } else {
+            tracing::info!(
+                images = snapshot.images.len(),
+                from = gallery::TRAIN_FROM,
+                "no codebook: search is exact"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn tell(report: &Report) -> anyhow::Result<()> {
+    for (path, reason) in &report.failed {
+        tracing::warn!("passed over {}: {reason}", path.display());
+    }
+    let Report { stored, unchanged, relabelled, failed, .. } = report;
+    let failed = failed.len();
+    write_line(format_args!(
+        "stored {stored}, unchanged {unchanged}, relabelled {relabelled}, failed {failed}"
+    ))
+}
+
+/// Raised by the first SIGINT or SIGTERM; the second ends the process at once.
+fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // In this order: the first signal finds the flag down.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())?;
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}

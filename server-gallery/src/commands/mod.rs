@@ -1,0 +1,152 @@
+//! The commands of the binary, one a file: [`Command`] and what it does.
+
+mod check;
+mod ingest;
+mod list;
+mod search;
+mod serve;
+mod stats;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::config::RawConfig;
+
+/// What `glimpse-gallery` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Embed photos and add them to a gallery
+    Ingest(ingest::IngestArgs),
+    /// Answer queries over MQTT
+    Serve(ServeArgs),
+    /// Search the gallery for photos on this machine
+    Search(search::SearchArgs),
+    /// Show what a gallery holds
+    Stats(GalleryArgs),
+    /// List the images of a gallery: id, label and path, separated by tabs
+    List(GalleryArgs),
+    /// Check configuration, bundle and gallery, and report every problem
+    Check(ServeArgs),
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What went wrong, for people; the process then ends with status 1.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Ingest(args) => args.run(),
+            Self::Serve(args) => serve::run(args),
+            Self::Search(args) => args.run(),
+            Self::Stats(args) => stats::run(&args),
+            Self::List(args) => list::run(&args),
+            Self::Check(args) => check::run(args),
+        }
+    }
+}
+
+/// The gallery alone.
+#[derive(Debug, Args)]
+pub struct GalleryArgs {
+    /// Folder of the gallery
+    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
+    gallery: PathBuf,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The server's flags; what is not given comes from `--config`, or is a default.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  glimpse-gallery serve --gallery gallery --bundle models/demo
+  glimpse-gallery serve --gallery gallery --bundle models/demo --listen 127.0.0.1:0
+  glimpse-gallery serve --config gallery.toml --broker broker.lan:1883
+
+The embedded broker listens on a loopback address only: it has no credentials yet. To serve other machines, run a
+broker with credentials and name it with --broker. For mosquitto, set `set_tcp_nodelay true` in its configuration:
+without it every reply waits about 40 ms.
+
+When queries are answered, one line is written to standard output:
+  ready mqtt=127.0.0.1:1883 space=0123.. size=350")]
+pub struct ServeArgs {
+    /// TOML file with any of the settings below
+    #[arg(long, env = "GLIMPSE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the gallery
+    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
+    gallery: Option<PathBuf>,
+    /// Folder of the space bundle
+    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Address of the embedded broker; port 0 is any free one [default: 127.0.0.1:1883]
+    #[arg(long, env = "GLIMPSE_LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Use this external broker instead
+    #[arg(long, env = "GLIMPSE_BROKER", value_name = "HOST:PORT")]
+    broker: Option<String>,
+    /// Our client id at the external broker [default: made from machine and gallery]
+    #[arg(long, env = "GLIMPSE_CLIENT_ID", value_name = "NAME")]
+    client_id: Option<String>,
+    /// Clients of the embedded broker at a time [default: 1000]
+    #[arg(long, env = "GLIMPSE_CLIENTS_MAX", value_name = "N")]
+    clients_max: Option<i64>,
+    /// Queries that wait; more are answered `busy` [default: 256]
+    #[arg(long, env = "GLIMPSE_QUERIES_WAITING_MAX", value_name = "N")]
+    queries_waiting_max: Option<i64>,
+    /// Compare every query with every image
+    #[arg(long, env = "GLIMPSE_EXACT", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    exact: Option<bool>,
+    /// Candidates that are ranked exactly [default: 10 a match, at least 100]
+    #[arg(long, env = "GLIMPSE_RERANK", value_name = "N")]
+    rerank: Option<i64>,
+}
+
+impl ServeArgs {
+    /// Flags over file, and what is wrong with the file.
+    fn raw(self) -> (RawConfig, Vec<String>) {
+        let Self {
+            config,
+            gallery,
+            bundle,
+            listen,
+            broker,
+            client_id,
+            clients_max,
+            queries_waiting_max,
+            exact,
+            rerank,
+        } = self;
+        let flags = RawConfig {
+            gallery,
+            bundle,
+            listen,
+            broker,
+            client_id,
+            clients_max,
+            queries_waiting_max,
+            exact,
+            rerank,
+        };
+        let mut problems = Vec::new();
+        let raw = match config {
+            Some(file) => flags.or_file(&file, &mut problems),
+            None => flags,
+        };
+        (raw, problems)
+    }
+}
+
+/// Writes a line of data to standard output. A reader that has gone away (`| head`) ends the command quietly, as it
+/// does other tools.
+fn write_line(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => Ok(other?),
+    }
+}

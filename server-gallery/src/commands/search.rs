@@ -1,0 +1,107 @@
+//! `search`: photos on this machine against the gallery, embedded with the gallery's own network (the symmetric case of
+//! the networks; devices query with the small one).
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use glimpse_embedder::{Embedder, read_photo};
+use glimpse_protocol::TOP_K_MAX;
+use rayon::prelude::*;
+use serde_json::json;
+
+use super::write_line;
+use crate::gallery;
+use crate::index::{Index, Mode};
+
+/// Arguments of `search`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  glimpse-gallery search photo.jpg --gallery gallery --bundle models/demo
+  glimpse-gallery search photos/*.jpg --gallery gallery --bundle models/demo --top-k 3 --json")]
+pub struct SearchArgs {
+    /// Photos to search for
+    #[arg(required = true, value_name = "PHOTO")]
+    photos: Vec<PathBuf>,
+    /// Folder of the gallery
+    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
+    gallery: PathBuf,
+    /// Folder of the space bundle
+    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
+    bundle: PathBuf,
+    /// Matches for each photo
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=TOP_K_MAX as i64), value_name = "N")]
+    top_k: u16,
+    /// Compare with every image
+    #[arg(long)]
+    exact: bool,
+    /// Write one JSON object a photo
+    #[arg(long)]
+    json: bool,
+}
+
+impl SearchArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let (bundle, index) = gallery::open(&self.gallery, &self.bundle)?;
+        let embedder = Embedder::load(&bundle.gallery_model())?;
+        if embedder.space() != bundle.space {
+            bail!(
+                "{} spans the space {}, and the bundle is of {}: the model was replaced",
+                bundle.gallery_model().display(),
+                embedder.space(),
+                bundle.space
+            );
+        }
+        let mut failed = 0;
+        // In groups, so that the first lines come soon and the order is that of the arguments.
+        for photos in self.photos.chunks(4 * rayon::current_num_threads()) {
+            let lines: Vec<anyhow::Result<String>> =
+                photos.par_iter().map(|photo| self.one(photo, &embedder, &index)).collect();
+            for (photo, line) in photos.iter().zip(lines) {
+                match line {
+                    Ok(line) => write_line(format_args!("{line}"))?,
+                    Err(error) => {
+                        failed += 1;
+                        tracing::error!("{error:#}");
+                        if self.json {
+                            let line =
+                                json!({"photo": photo.to_string_lossy(), "error": format!("{error:#}")});
+                            write_line(format_args!("{line}"))?;
+                        }
+                    }
+                }
+            }
+        }
+        if failed > 0 {
+            bail!("{failed} of {} photos could not be searched for", self.photos.len());
+        }
+        Ok(())
+    }
+
+    fn one(&self, path: &Path, embedder: &Embedder, index: &Index) -> anyhow::Result<String> {
+        let photo = read_photo(path)?;
+        let started = Instant::now();
+        let embedding = embedder.embed(&photo).with_context(|| path.display().to_string())?;
+        let embed_ms = started.elapsed().as_secs_f64() * 1e3;
+        let started = Instant::now();
+        let top_k = usize::from(self.top_k);
+        let mode = if self.exact { Mode::Exact } else { Mode::default_for(top_k) };
+        let hits = index.search(&embedding, top_k, mode);
+        let search_us = started.elapsed().as_micros();
+        if self.json {
+            let matches: Vec<_> = hits.iter().map(|hit| json!({"image": hit.image.id, "label": hit.image.label, "similarity": hit.similarity})).collect();
+            let line = json!({"photo": path.to_string_lossy(), "matches": matches, "embed_ms": embed_ms, "search_us": search_us as u64});
+            return Ok(line.to_string());
+        }
+        let mut text =
+            format!("{}  (embedded in {embed_ms:.0} ms, searched in {search_us} us)", path.display());
+        for (rank, hit) in hits.iter().enumerate() {
+            write!(text, "\n  {:>3}  {:.4}  {}  {}", rank + 1, hit.similarity, hit.image.id, hit.image.label)
+                .expect("a string takes any text");
+        }
+        Ok(text)
+    }
+}

@@ -1,0 +1,42 @@
+//! `serve`: the server until a signal ends it.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{ServeArgs, write_line};
+use crate::serve::{self, Ready};
+
+pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let (raw, problems) = args.raw();
+    let config = raw.validate(problems)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let served = runtime.block_on(async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let stop = async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            // A second signal ends the process at once, for those who cannot wait for the drain.
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                std::process::exit(1);
+            });
+        };
+        serve::run(&config, say_ready, stop).await.map_err(anyhow::Error::from)
+    });
+    // Connections of the embedded broker end with the process; nobody waits for them.
+    runtime.shutdown_background();
+    served
+}
+
+fn say_ready(ready: Ready) {
+    let Ready { mqtt, space, size } = ready;
+    // Who started the server may have closed its output; it serves all the same.
+    if let Err(error) = write_line(format_args!("ready mqtt={mqtt} space={space} size={size}")) {
+        tracing::warn!(%error, "could not say that the server is ready");
+    }
+}

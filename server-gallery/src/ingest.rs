@@ -1,0 +1,294 @@
+//! Photos into the store: hashed, decoded and embedded on all cores, committed batch by batch.
+//!
+//! A photo whose bytes the store has already seen under the same id is not embedded again, so an ingest that was
+//! interrupted, or killed, goes on where it stopped: at most one batch is embedded twice. Photos that cannot be read
+//! are passed over and listed at the end. Nothing is ever removed.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use glimpse_embedder::{Embedder, decode_photo};
+use glimpse_protocol::SpaceId;
+use rayon::prelude::*;
+
+use crate::progress::Progress;
+use crate::sources::Source;
+use crate::store::{Image, ImageError, Store, StoreError};
+
+/// Photos in one commit: a second of work or so, and a commit costs some milliseconds.
+const BATCH_PER_CORE: usize = 16;
+
+/// The largest photo file that is read, in bytes.
+const PHOTO_BYTES_MAX: u64 = 256 << 20;
+
+/// Turns a photo into a feature. A seam for tests, which have no network; [`Embedder`] is the one real implementation.
+pub trait Embed: Sync {
+    /// The space of its features.
+    fn space(&self) -> SpaceId;
+    /// Components of a feature, `D`.
+    fn dimension(&self) -> usize;
+    /// The unit feature, shape `[D]`, of the photo file with these bytes.
+    ///
+    /// # Errors
+    /// Why this photo has none, for people.
+    fn embed(&self, photo: &[u8]) -> Result<Vec<f32>, String>;
+}
+
+impl Embed for Embedder {
+    fn space(&self) -> SpaceId {
+        self.space()
+    }
+
+    fn dimension(&self) -> usize {
+        self.dimension()
+    }
+
+    fn embed(&self, photo: &[u8]) -> Result<Vec<f32>, String> {
+        let photo = decode_photo(photo).map_err(|error| error.to_string())?;
+        self.embed(&photo).map_err(|error| error.to_string())
+    }
+}
+
+/// What an ingest did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Photos embedded and stored.
+    pub stored: usize,
+    /// Photos that were stored already, with the same label.
+    pub unchanged: usize,
+    /// Photos that were stored already, with another label or path.
+    pub relabelled: usize,
+    /// Photos passed over, and why.
+    pub failed: Vec<(PathBuf, String)>,
+    /// Photos left because `stop` was raised.
+    pub left: usize,
+}
+
+impl Report {
+    /// Photos that the gallery now holds.
+    pub const fn good(&self) -> usize {
+        self.stored + self.unchanged + self.relabelled
+    }
+}
+
+/// Brings the store up to date with `sources`. When `stop` turns true the batch at hand is finished and committed.
+///
+/// # Errors
+/// When the store fails. What was committed before stays.
+pub fn run(
+    store: &mut Store,
+    embed: &impl Embed,
+    sources: &[Source],
+    stop: &AtomicBool,
+) -> Result<Report, StoreError> {
+    let known = store.images()?;
+    let progress = Progress::new("ingesting", sources.len());
+    let mut report = Report::default();
+    let mut done = 0;
+    for batch in sources.chunks(BATCH_PER_CORE * rayon::current_num_threads()) {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let photos: Vec<Photo> = batch
+            .par_iter()
+            .map(|source| {
+                let photo = read(source, embed, &known);
+                progress.done_one();
+                photo
+            })
+            .collect();
+        let (mut new, mut relabelled) = (Vec::new(), Vec::new());
+        for (source, photo) in batch.iter().zip(photos) {
+            match photo {
+                Photo::New(image, feature) => new.push((image, feature)),
+                Photo::Relabelled(image) => relabelled.push(image),
+                Photo::Unchanged => report.unchanged += 1,
+                Photo::Bad(reason) => report.failed.push((source.path.clone(), reason)),
+            }
+        }
+        if !new.is_empty() {
+            store.put(&new)?;
+        }
+        if !relabelled.is_empty() {
+            store.relabel(&relabelled)?;
+        }
+        report.stored += new.len();
+        report.relabelled += relabelled.len();
+        done += batch.len();
+    }
+    report.left = sources.len() - done;
+    Ok(report)
+}
+
+enum Photo {
+    New(Image, Vec<f32>),
+    Relabelled(Image),
+    Unchanged,
+    Bad(String),
+}
+
+fn read(source: &Source, embed: &impl Embed, known: &HashMap<String, Image>) -> Photo {
+    let bytes = match read_bounded(source) {
+        Ok(bytes) => bytes,
+        Err(reason) => return Photo::Bad(reason),
+    };
+    let image = Image {
+        id: source.id.clone(),
+        path: source.path.to_string_lossy().into_owned(),
+        label: source.label.clone(),
+        photo_hash: *blake3::hash(&bytes).as_bytes(),
+    };
+    match known.get(&image.id) {
+        Some(stored) if *stored == image => return Photo::Unchanged,
+        Some(stored) if stored.photo_hash == image.photo_hash => {
+            return match image.check() {
+                Ok(()) => Photo::Relabelled(image),
+                Err(error) => Photo::Bad(error.to_string()),
+            };
+        }
+        _ => {}
+    }
+    // Before the work of embedding; the feature's shape and norm after it, so that one bad photo spoils no batch.
+    let feature =
+        image.check().map_err(|error: ImageError| error.to_string()).and_then(|()| embed.embed(&bytes));
+    match feature {
+        Ok(feature) => Photo::New(image, feature),
+        Err(reason) => Photo::Bad(reason),
+    }
+}
+
+fn read_bounded(source: &Source) -> Result<Vec<u8>, String> {
+    let bytes = std::fs::metadata(&source.path).map_err(|error| error.to_string())?.len();
+    if bytes > PHOTO_BYTES_MAX {
+        return Err(format!("the file has {bytes} bytes, and at most {PHOTO_BYTES_MAX} are read"));
+    }
+    std::fs::read(&source.path).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::store;
+    use crate::testing::SPACE;
+
+    /// Embeds a file's first byte as an angle; a file that begins with `!` is no photo.
+    #[derive(Default)]
+    struct FirstByte {
+        embedded: AtomicUsize,
+        stop_after: Option<(usize, AtomicBool)>,
+    }
+
+    impl Embed for FirstByte {
+        fn space(&self) -> SpaceId {
+            SPACE
+        }
+
+        fn dimension(&self) -> usize {
+            2
+        }
+
+        fn embed(&self, photo: &[u8]) -> Result<Vec<f32>, String> {
+            let count = self.embedded.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some((after, stop)) = &self.stop_after {
+                stop.fetch_or(count >= *after, Ordering::Relaxed);
+            }
+            match photo.first() {
+                None | Some(b'!') => Err("not a photo".to_owned()),
+                Some(byte) => Ok(vec![f32::from(*byte).cos(), f32::from(*byte).sin()]),
+            }
+        }
+    }
+
+    fn write_photos(
+        dir: &std::path::Path,
+        names: impl IntoIterator<Item = (String, Vec<u8>)>,
+    ) -> Vec<Source> {
+        std::fs::create_dir_all(dir).unwrap();
+        let write = |(id, bytes): (String, Vec<u8>)| {
+            let path = dir.join(&id);
+            std::fs::write(&path, bytes).unwrap();
+            Source { label: format!("label of {id}"), id, path }
+        };
+        names.into_iter().map(write).collect()
+    }
+
+    fn ingest(dir: &std::path::Path, embed: &FirstByte, sources: &[Source]) -> Report {
+        let mut store = Store::open(dir, embed.space(), embed.dimension()).unwrap();
+        let never = AtomicBool::new(false);
+        let stop = embed.stop_after.as_ref().map_or(&never, |(_, stop)| stop);
+        run(&mut store, embed, sources, stop).unwrap()
+    }
+
+    #[test]
+    fn a_bad_photo_is_passed_over_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = [("a.jpg", "a"), ("bad.jpg", "!"), ("c.jpg", "c")];
+        let mut sources = write_photos(
+            &dir.path().join("photos"),
+            names.map(|(name, bytes)| (name.to_owned(), bytes.as_bytes().to_vec())),
+        );
+        sources.push(Source {
+            id: "gone.jpg".to_owned(),
+            path: dir.path().join("gone.jpg"),
+            label: String::new(),
+        });
+        sources[2].label = "x".repeat(200);
+        let report = ingest(&dir.path().join("g"), &FirstByte::default(), &sources);
+        assert_eq!((report.stored, report.good(), report.failed.len()), (1, 1, 3));
+        let reasons: Vec<&str> = report.failed.iter().map(|(_, reason)| reason.as_str()).collect();
+        assert!(
+            reasons[0] == "not a photo"
+                && reasons[1].contains("shorten it")
+                && reasons[2].contains("No such file"),
+            "{reasons:?}"
+        );
+        assert_eq!(store::load(&dir.path().join("g")).unwrap().images[0].id, "a.jpg");
+    }
+
+    #[test]
+    fn an_ingest_that_was_stopped_goes_on_where_it_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = BATCH_PER_CORE * rayon::current_num_threads() * 4;
+        let sources = write_photos(
+            &dir.path().join("photos"),
+            (0..count).map(|n| (format!("{n:05}.jpg"), vec![n as u8 | 0x80])),
+        );
+        let stopped =
+            FirstByte { stop_after: Some((count / 3, AtomicBool::new(false))), ..FirstByte::default() };
+        let first = ingest(&dir.path().join("g"), &stopped, &sources);
+        assert_eq!((first.stored, first.left), (count / 2, count / 2));
+
+        let resumed = FirstByte::default();
+        let second = ingest(&dir.path().join("g"), &resumed, &sources);
+        assert_eq!((second.stored, second.unchanged, second.left), (count / 2, count / 2, 0));
+        assert_eq!(
+            resumed.embedded.load(Ordering::Relaxed),
+            count / 2,
+            "stored photos are not embedded again"
+        );
+        assert_eq!(store::load(&dir.path().join("g")).unwrap().images.len(), count);
+    }
+
+    #[test]
+    fn changed_photos_are_embedded_again_and_changed_labels_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let photos = dir.path().join("photos");
+        let mut sources = write_photos(
+            &photos,
+            ["a", "b", "c"].map(|name| (format!("{name}.jpg"), name.as_bytes().to_vec())),
+        );
+        ingest(&dir.path().join("g"), &FirstByte::default(), &sources);
+        std::fs::write(photos.join("a.jpg"), "z").unwrap();
+        sources[1].label = "pear".to_owned();
+        let embed = FirstByte::default();
+        let report = ingest(&dir.path().join("g"), &embed, &sources);
+        assert_eq!((report.stored, report.relabelled, report.unchanged), (1, 1, 1));
+        assert_eq!(embed.embedded.load(Ordering::Relaxed), 1);
+        let snapshot = store::load(&dir.path().join("g")).unwrap();
+        assert_eq!(snapshot.features[..2], [f32::from(b'z').cos(), f32::from(b'z').sin()]);
+        assert_eq!(snapshot.images[1].label, "pear");
+    }
+}

@@ -1,0 +1,47 @@
+//! `glimpse-gallery`: arguments and logging; everything else is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use glimpse_gallery::commands::Command;
+use tracing_subscriber::EnvFilter;
+
+/// The Glimpse gallery server: photos in, matches over MQTT out
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  glimpse-gallery ingest photos/ --gallery gallery --bundle models/demo
+  glimpse-gallery serve --gallery gallery --bundle models/demo
+
+GLIMPSE_LOG sets what is logged to standard error, as GLIMPSE_LOG=debug or glimpse_gallery=debug,rmqtt=info."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // The embedded broker reports every lost connection at info and above: its clients' affair, not ours.
+    let filter = EnvFilter::try_from_env("GLIMPSE_LOG").unwrap_or_else(|_| {
+        EnvFilter::new("info,rmqtt=error,rmqtt_net=error,rmqtt_codec=error,rumqttc=warn,tract=warn")
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    match arguments.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not a log line: it is shown whatever GLIMPSE_LOG says.
+            #[expect(clippy::print_stderr, reason = "the one message of a command that failed")]
+            {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
