@@ -1,0 +1,256 @@
+//! `glimpse-edge query`: asks about photos, one after another, so that each reply time is a latency and not a queue.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{ArgGroup, Args};
+use glimpse_embedder::read_photo;
+use glimpse_protocol::device::{Device, PORT_DEFAULT, ServerAddress};
+use glimpse_protocol::{DeviceId, Query, QueryId};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, chain};
+use crate::client::{GiveUp, Patience};
+use crate::linux::host::{self, Stop, SystemClock};
+use crate::linux::model::{Encoder, ModelFiles, QueryModel};
+use crate::linux::mqtt::{self, Connection, MqttUplink};
+use crate::linux::output::{self, Answered, Failure, Outcome};
+use crate::ports::Embedder as _;
+use crate::session::{Event, EventOf, Session};
+
+/// Flags of `glimpse-edge query`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("network").args(["model", "bundle"]).required(true).multiple(true)))]
+pub struct QueryArgs {
+    /// Photos, JPEG or PNG
+    #[arg(required = true, value_name = "PHOTO")]
+    pub photos: Vec<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    flags: QueryFlags,
+    /// Prints one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Asks about the photos; the status tells whether all were answered.
+///
+/// # Errors
+/// A model or codebook that cannot be used, and output that cannot be written. What goes wrong with one photo, or
+/// with the server, is told for each photo.
+pub fn run(args: QueryArgs) -> anyhow::Result<ExitCode> {
+    let files =
+        ModelFiles { bundle: args.model.bundle, model: args.model.model, codebook: args.flags.codebook };
+    let model = QueryModel::load(&files)?;
+    let codec = args.flags.codec.unwrap_or(Device::CODEC_DEFAULT);
+    let encoder = Encoder::new(codec, &files, model.dimension())?;
+    let device = args.flags.device.map_or_else(host::device_name, Ok::<DeviceId, _>)?;
+    let address = args.flags.server.map_or_else(default_server, Ok)?;
+    let timeout = args.flags.timeout.unwrap_or(Device::TIMEOUT_DEFAULT);
+    let top_k = args.flags.top_k.unwrap_or(Device::TOP_K_DEFAULT);
+    let server = Server::new(address.clone(), model.space(), timeout);
+    let mut asking = Asking::start(device, address, server, timeout)?;
+
+    let bar = progress(args.photos.len());
+    let mut out = io::stdout().lock();
+    let (mut answered, mut away) = (0, asking.connect()?);
+    for path in &args.photos {
+        if asking.stop.asked() {
+            break;
+        }
+        let outcome = match &away {
+            Some(failure) => not_asked(path, failure.clone()),
+            None => match prepare(path, &model, &encoder, top_k) {
+                Ok((id, pending)) => asking.ask(id, pending)?,
+                Err(outcome) => *outcome,
+            },
+        };
+        answered += usize::from(outcome.result.is_ok());
+        bar.suspend(|| {
+            if let Err(failure) = &outcome.result {
+                tracing::error!(photo = %outcome.photo, code = failure.code, "{}", failure.message);
+            }
+            if args.json {
+                output::write_json(&mut out, &outcome)
+            } else {
+                output::write_table(&mut out, &outcome)
+            }
+        })?;
+        bar.inc(1);
+        // A broker that comes back is used again; one that was never there, or of another space, is not.
+        away = away.or_else(|| asking.server.other_space());
+    }
+    bar.finish_and_clear();
+    out.flush()?;
+    let stopped = asking.stop.asked();
+    asking.session.into_uplink().close(0);
+    if stopped {
+        tracing::warn!("interrupted: {answered} of {} photos were answered", args.photos.len());
+        return Ok(ExitCode::from(130));
+    }
+    Ok(if answered == args.photos.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn default_server() -> anyhow::Result<ServerAddress> {
+    Ok(format!("127.0.0.1:{PORT_DEFAULT}").parse()?)
+}
+
+/// A progress bar on stderr for several photos, invisible where stderr is no terminal.
+pub(super) fn progress(photos: usize) -> ProgressBar {
+    if photos < 2 {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(photos as u64), ProgressDrawTarget::stderr());
+    match ProgressStyle::with_template("{bar:30} {pos}/{len} photos, {eta} left") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// A query on its way, with what its outcome will tell.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) photo: String,
+    pub(super) embed_time: Duration,
+    pub(super) message: Vec<u8>,
+}
+
+impl AsRef<[u8]> for Pending {
+    fn as_ref(&self) -> &[u8] {
+        &self.message
+    }
+}
+
+impl Pending {
+    /// The outcome of this query.
+    pub(super) fn came_to(self, id: QueryId, result: Result<Answered, Failure>) -> Outcome {
+        Outcome { photo: self.photo, id: Some(id), embed_time: Some(self.embed_time), result }
+    }
+}
+
+pub(super) fn not_asked(path: &Path, failure: Failure) -> Outcome {
+    Outcome { photo: path.to_string_lossy().into_owned(), id: None, embed_time: None, result: Err(failure) }
+}
+
+/// Reads, embeds and encodes a photo; an outcome already where that fails.
+fn prepare(
+    path: &Path,
+    model: &QueryModel,
+    encoder: &Encoder,
+    top_k: u16,
+) -> Result<(QueryId, Pending), Box<Outcome>> {
+    let failed =
+        |code, error: &dyn std::error::Error| Box::new(not_asked(path, Failure::new(code, chain(error))));
+    let image = read_photo(path).map_err(|error| failed("unreadable_photo", &error))?;
+    embed_query(path, &image, None, model, encoder, top_k).map_err(|error| failed("not_embedded", &*error))
+}
+
+/// Embeds a photo and writes the query.
+pub(super) fn embed_query(
+    path: &Path,
+    image: &glimpse_embedder::RgbImage,
+    taken_at: Option<u64>,
+    model: &QueryModel,
+    encoder: &Encoder,
+    top_k: u16,
+) -> Result<(QueryId, Pending), Box<dyn std::error::Error + Send + Sync>> {
+    let start = Instant::now();
+    let embedding = model.embedding(image)?;
+    let embed_time = start.elapsed();
+    let id = host::query_id()?;
+    let mut query: Query = Query::new(id, model.space(), encoder.encode(&embedding)?, top_k);
+    query.taken_at = taken_at;
+    let message = mqtt::message(&query)?;
+    Ok((id, Pending { photo: path.to_string_lossy().into_owned(), embed_time, message }))
+}
+
+/// A connection over which one query is asked at a time.
+struct Asking {
+    session: Session<MqttUplink, SystemClock, Pending, 1, 1>,
+    server: Server,
+    stop: Stop,
+}
+
+/// How long a wait lasts before the loop looks around.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+
+impl Asking {
+    fn start(
+        device: DeviceId,
+        address: ServerAddress,
+        server: Server,
+        timeout: Duration,
+    ) -> anyhow::Result<Self> {
+        let connection =
+            Connection { server: address, device, space: server.space, expiry: timeout, has_status: false };
+        let uplink = MqttUplink::start(connection, host::jitter()?)?;
+        let waker = uplink.waker();
+        let stop = Stop::on_signals(move || waker.wake())?;
+        let patience = Patience::within(timeout, ATTEMPTS).with_deadline(timeout);
+        let session = Session::new(uplink, SystemClock::start(), patience, host::jitter()?, false);
+        Ok(Self { session, server, stop })
+    }
+
+    /// Waits until there is a connection, or tells why there is none: the first failure is final here.
+    fn connect(&mut self) -> anyhow::Result<Option<Failure>> {
+        while !self.session.is_connected() && !self.stop.asked() {
+            if let Some(event) = self.session.step(LOOK_AROUND)? {
+                self.note(event);
+            }
+            if self.server.away.is_some() {
+                return Ok(Some(self.server.gave_up(GiveUp::NotConnected)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks, and waits for what it comes to.
+    fn ask(&mut self, id: QueryId, pending: Pending) -> anyhow::Result<Outcome> {
+        let (photo, embed_time) = (pending.photo.clone(), pending.embed_time);
+        // With one query at a time there is always room: this cannot be.
+        if let Some((id, pending)) = self.session.submit(id, pending) {
+            return Ok(pending.came_to(id, Err(Failure::new("dropped", "another query is in flight"))));
+        }
+        loop {
+            let event = self.session.step(LOOK_AROUND)?;
+            if let Some(outcome) = event.and_then(|event| self.note(event)) {
+                return Ok(outcome);
+            }
+            if self.stop.asked() {
+                // The process ends: the query's outcome is that there is none.
+                let failure = Failure::new("interrupted", "interrupted before the reply came");
+                return Ok(Outcome {
+                    photo,
+                    id: Some(id),
+                    embed_time: Some(embed_time),
+                    result: Err(failure),
+                });
+            }
+        }
+    }
+
+    fn note(&mut self, event: EventOf<MqttUplink, Pending>) -> Option<Outcome> {
+        match event {
+            Event::Connected => self.server.away = None,
+            Event::Disconnected(error) => {
+                tracing::debug!(error = chain(&error), "not connected");
+                self.server.away = Some(error);
+            }
+            Event::Gallery(status) => self.server.gallery = Some(status),
+            Event::NotSent(error) => tracing::warn!(%error, "a query was not sent"),
+            Event::Answered { id, payload, reply, attempts, reply_time } => {
+                let bytes = payload.message.len();
+                let result =
+                    self.server.answer(reply).map(|reply| Answered { reply, reply_time, attempts, bytes });
+                return Some(payload.came_to(id, result));
+            }
+            Event::GivenUp { id, payload, reason, .. } => {
+                return Some(payload.came_to(id, Err(self.server.gave_up(reason))));
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,372 @@
+//! `glimpse-edge run`: camera, embedding, query, print; until stopped.
+//!
+//! Two threads: one captures and embeds, the other keeps the connection and prints, so that a slow network never
+//! stops the camera and a slow network (the other kind) never delays a reply. Between them a short channel; behind
+//! it, while the server is away, the session's outbox, which drops its oldest query for a new one and says so. The
+//! outbox lives in memory: what waits in it when the program ends is lost, and counted.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use glimpse_protocol::QueryId;
+use glimpse_protocol::device::{CameraSource, Device, RawDevice};
+
+use super::query::{Pending, embed_query, not_asked};
+use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, chain, model_files, raw_device};
+use crate::backoff::{Backoff, Jitter};
+use crate::client::Patience;
+use crate::linux::camera::{CameraError, FilePhoto, FolderCamera};
+use crate::linux::host::{self, Stop, SystemClock};
+use crate::linux::model::{Encoder, QueryModel};
+use crate::linux::mqtt::{Connection, MqttUplink, Waker};
+use crate::linux::output::{self, Answered, Failure, Outcome};
+use crate::ports::{Camera, Capture, Embedder as _, Error as _, ErrorKind};
+use crate::session::{Event, EventOf, Session};
+
+/// Queries in flight at once.
+const IN_FLIGHT: usize = 8;
+
+/// Queries that wait while the server is away.
+const OUTBOX: usize = 256;
+
+/// Queries between the two threads.
+const HANDED_OVER: usize = 4;
+
+/// How often the camera is asked while it has nothing.
+const CAMERA_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The longest wait before a camera that failed is asked again.
+const CAMERA_LONGEST: Duration = Duration::from_secs(60);
+
+/// The largest `device.toml`.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// Flags of `glimpse-edge run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Reads device.toml, which glimpse-firmware writes; flags go over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where photos come from: folder:DIR, in the order of their names, then new ones as they appear
+    #[arg(long, value_name = "folder:DIR")]
+    pub camera: Option<CameraSource>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    flags: QueryFlags,
+    /// Ends after the photos that are there at the beginning
+    #[arg(long)]
+    pub once: bool,
+    /// Prints one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Asks about each photo of the camera.
+///
+/// # Errors
+/// A configuration that does not hold together (all problems at once), a model, codebook or folder that cannot be
+/// used, and output that cannot be written.
+pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let (once, json) = (args.once, args.json);
+    let device = configuration(args)?;
+    let files = model_files(&device);
+    let model = QueryModel::load(&files)?;
+    let encoder = Encoder::new(device.codec, &files, model.dimension())?;
+    let CameraSource::Folder(folder) = &device.camera;
+    std::fs::read_dir(folder).with_context(|| format!("cannot list the folder {}", folder.display()))?;
+    let camera = FolderCamera::new(folder.clone(), once);
+
+    let name = device.name.clone().map_or_else(host::device_name, Ok)?;
+    let connection = Connection {
+        server: device.server.clone(),
+        device: name.clone(),
+        space: model.space(),
+        expiry: device.timeout,
+        has_status: true,
+    };
+    let server = Server::new(device.server.clone(), model.space(), device.timeout);
+    tracing::info!(device = %name, server = %device.server, camera = %device.camera, space = %model.space(), "started");
+    let uplink = MqttUplink::start(connection, host::jitter()?)?;
+    let waker = uplink.waker();
+    let stop = Stop::on_signals({
+        let waker = waker.clone();
+        move || waker.wake()
+    })?;
+    let mut patience = Patience::within(device.timeout, ATTEMPTS);
+    if once {
+        // Nobody waits for a server for ever with a finite job; a device that runs on does.
+        patience = patience.with_deadline(device.timeout);
+    }
+    let (queries, captured) = sync_channel(HANDED_OVER);
+    let jitter = host::jitter()?;
+    let producer =
+        Producer { camera, model, encoder, top_k: device.top_k, queries, waker, stop: stop.clone() };
+    thread::Builder::new()
+        .name("camera".to_owned())
+        .spawn(move || producer.run(jitter))
+        .context("cannot start the camera's thread")?;
+    let session = Session::new(uplink, SystemClock::start(), patience, host::jitter()?, true);
+    Running { session, server, stop, captured, once, json, ended: false, failures: 0 }.run()
+}
+
+fn configuration(args: RunArgs) -> anyhow::Result<Device> {
+    let flags = raw_device(args.model, args.flags, args.camera);
+    let (file, problems) = match &args.config {
+        None => (RawDevice::default(), Vec::new()),
+        Some(path) => {
+            let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+            anyhow::ensure!(bytes <= CONFIG_BYTES_MAX, "{} is too large for a device.toml", path.display());
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+            RawDevice::parse(&text, path.parent().unwrap_or(&PathBuf::new()))
+        }
+    };
+    flags.over(file).validate(problems).map_err(|problems| match &args.config {
+        Some(path) => anyhow::anyhow!("{}:\n{problems}", path.display()),
+        None => anyhow::anyhow!("the device is not described, by flags or --config FILE:\n{problems}"),
+    })
+}
+
+/// What the camera's thread hands over.
+enum Captured {
+    Query(QueryId, Pending),
+    Failed(Outcome),
+    /// There will be no further photo; with the reason, where it is an error.
+    End(Option<CameraError>),
+}
+
+/// Captures and embeds.
+struct Producer<C> {
+    camera: C,
+    model: QueryModel,
+    encoder: Encoder,
+    top_k: u16,
+    queries: SyncSender<Captured>,
+    waker: Waker,
+    stop: Stop,
+}
+
+impl<C: Camera<Photo = FilePhoto, Error = CameraError>> Producer<C> {
+    fn run(mut self, jitter: Jitter) {
+        let mut backoff = Backoff::new(CAMERA_INTERVAL, CAMERA_LONGEST, jitter);
+        while !self.stop.asked() {
+            let captured = match self.camera.capture() {
+                Ok(Capture::Photo(photo)) => {
+                    backoff.reset();
+                    self.embedded(&photo)
+                }
+                Ok(Capture::NotYet) => {
+                    backoff.reset();
+                    thread::sleep(CAMERA_INTERVAL);
+                    continue;
+                }
+                Ok(Capture::End) => Captured::End(None),
+                Err(CameraError::Photo { path, source }) => {
+                    Captured::Failed(not_asked(&path, Failure::new("unreadable_photo", chain(&source))))
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    tracing::warn!(error = chain(&error), "the camera failed, and is asked again");
+                    thread::sleep(backoff.after_failure());
+                    continue;
+                }
+                Err(error) => Captured::End(Some(error)),
+            };
+            let end = matches!(captured, Captured::End(_));
+            // Waits while the other thread is behind; fails when it has ended.
+            if self.queries.send(captured).is_err() || end {
+                break;
+            }
+            self.waker.wake();
+        }
+        self.waker.wake();
+    }
+
+    fn embedded(&self, photo: &FilePhoto) -> Captured {
+        match embed_query(&photo.path, &photo.image, photo.taken_at, &self.model, &self.encoder, self.top_k) {
+            Ok((id, pending)) => Captured::Query(id, pending),
+            Err(error) => {
+                Captured::Failed(not_asked(&photo.path, Failure::new("not_embedded", chain(&*error))))
+            }
+        }
+    }
+}
+
+/// Sends and prints.
+struct Running {
+    session: Session<MqttUplink, SystemClock, Pending, IN_FLIGHT, OUTBOX>,
+    server: Server,
+    stop: Stop,
+    captured: Receiver<Captured>,
+    once: bool,
+    json: bool,
+    ended: bool,
+    failures: u64,
+}
+
+/// The waker ends a wait earlier.
+const LOOK_AROUND: Duration = Duration::from_secs(10);
+
+impl Running {
+    fn run(mut self) -> anyhow::Result<ExitCode> {
+        let result = self.turns();
+        let (counters, dropped, lost) =
+            (self.session.counters(), self.session.dropped(), self.session.unanswered());
+        tracing::info!(
+            answered = counters.answered,
+            given_up = counters.given_up,
+            dropped,
+            repeats = counters.published.saturating_sub(counters.submitted),
+            duplicate_replies = counters.duplicate_replies,
+            "stopped"
+        );
+        if lost > 0 {
+            tracing::warn!("{lost} queries had no reply yet, and are lost");
+        }
+        let waiting = self.session.waiting();
+        self.session.into_uplink().close(waiting);
+        result?;
+        let failed = self.once && (self.failures > 0 || lost > 0);
+        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    fn turns(&mut self) -> anyhow::Result<()> {
+        loop {
+            self.take_captured()?;
+            if self.stop.asked() || (self.ended && self.session.unanswered() == 0) {
+                return Ok(());
+            }
+            if let Some(event) = self.session.step(LOOK_AROUND)? {
+                self.note(event)?;
+            }
+        }
+    }
+
+    fn take_captured(&mut self) -> anyhow::Result<()> {
+        // With a finite number of photos there is no hurry: better to wait than to drop.
+        while !(self.once && self.session.waiting() > 0) {
+            match self.captured.try_recv() {
+                Ok(Captured::Query(id, pending)) => {
+                    if let Some((id, pending)) = self.session.submit(id, pending) {
+                        let failure =
+                            Failure::new("dropped", "the outbox was full, and newer photos were taken");
+                        self.print(&pending.came_to(id, Err(failure)))?;
+                    }
+                }
+                Ok(Captured::Failed(outcome)) => self.print(&outcome)?,
+                Ok(Captured::End(error)) => {
+                    self.ended = true;
+                    if let Some(error) = error {
+                        return Err(error).context("the camera failed");
+                    }
+                    return Ok(());
+                }
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) if self.ended || self.stop.asked() => return Ok(()),
+                Err(TryRecvError::Disconnected) => anyhow::bail!("the camera's thread ended"),
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, event: EventOf<MqttUplink, Pending>) -> anyhow::Result<()> {
+        match event {
+            Event::Connected => {
+                tracing::info!(server = %self.server.address, "connected");
+                self.server.away = None;
+            }
+            Event::Disconnected(error) => {
+                // Once, and then only what somebody has to change.
+                if self.server.away.is_none() || error.kind() == ErrorKind::Configuration {
+                    tracing::warn!("{}; trying again", chain(&error));
+                }
+                self.server.away = Some(error);
+            }
+            Event::Gallery(status) => {
+                self.server.gallery = Some(status);
+                if let Some(failure) = self.server.other_space() {
+                    tracing::error!("{}", failure.message);
+                }
+            }
+            Event::NotSent(error) => tracing::warn!(%error, "a message was not sent"),
+            Event::Answered { id, payload, reply, attempts, reply_time } => {
+                let bytes = payload.message.len();
+                let result =
+                    self.server.answer(reply).map(|reply| Answered { reply, reply_time, attempts, bytes });
+                self.print(&payload.came_to(id, result))?;
+            }
+            Event::GivenUp { id, payload, reason, .. } => {
+                let failure = self.server.gave_up(reason);
+                self.print(&payload.came_to(id, Err(failure)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&mut self, outcome: &Outcome) -> io::Result<()> {
+        if let Err(failure) = &outcome.result {
+            self.failures += 1;
+            let id = outcome.id.map(tracing::field::display);
+            tracing::error!(photo = %outcome.photo, query_id = id, code = failure.code, "{}", failure.message);
+        }
+        let mut out = io::stdout().lock();
+        if self.json { output::write_json(&mut out, outcome) } else { output::write_line(&mut out, outcome) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::{Cli, Command};
+    use clap::Parser as _;
+
+    fn configured(args: &[&str]) -> anyhow::Result<Device> {
+        let cli = Cli::try_parse_from(["glimpse-edge", "run"].iter().chain(args))?;
+        match cli.command {
+            Command::Run(args) => configuration(args),
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_and_file_describe_the_device_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("device.toml");
+        std::fs::write(&path, "server = 'a:1'\ncamera = 'folder:photos'\nbundle = 'demo'\ntop_k = 3\n")
+            .unwrap();
+        let device = configured(&["--config", path.to_str().unwrap(), "--top-k", "7"]).unwrap();
+        assert_eq!((device.top_k, device.bundle), (7, Some(dir.path().join("demo"))));
+        let device =
+            configured(&["--camera", "folder:/p", "--bundle", "/b", "--server", "h:2", "--codec", "pq"])
+                .unwrap();
+        assert_eq!(device.server.to_string(), "h:2");
+    }
+
+    #[test]
+    fn all_problems_of_a_configuration_are_told_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("device.toml");
+        std::fs::write(&path, "servr = 'a:1'\ncamera = 'usb'\ncodec = 'f64'\n").unwrap();
+        let text = configured(&["--config", path.to_str().unwrap()]).unwrap_err().to_string();
+        for part in [
+            "device.toml",
+            "line 1: servr",
+            "line 2: camera",
+            "line 3: codec",
+            "server: missing",
+            "bundle: missing",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let text = configured(&[]).unwrap_err().to_string();
+        assert!(text.contains("--config FILE") && text.contains("camera: missing"), "{text}");
+        let text = format!("{:#}", configured(&["--config", "/no/such/device.toml"]).unwrap_err());
+        assert!(text.contains("/no/such/device.toml"), "{text}");
+    }
+}

@@ -1,0 +1,153 @@
+//! What comes from the system: the device's name, randomness, monotonic time, and the wish to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use glimpse_protocol::{DeviceId, QueryId};
+use rand::TryRngCore as _;
+use rand::rngs::OsRng;
+use thiserror::Error;
+
+use crate::backoff::Jitter;
+use crate::ports::Clock;
+
+/// The system has no randomness to give.
+#[derive(Debug, Error)]
+#[error("the system gives no random numbers: {0}")]
+pub struct NoRandomness(String);
+
+fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
+    let mut bytes = [0; N];
+    OsRng.try_fill_bytes(&mut bytes).map_err(|error| NoRandomness(error.to_string()))?;
+    Ok(bytes)
+}
+
+/// A new query's id. Ids of one device must be hard to guess, or another could claim its replies.
+///
+/// # Errors
+/// [`NoRandomness`].
+pub fn query_id() -> Result<QueryId, NoRandomness> {
+    random().map(QueryId::from_bytes)
+}
+
+/// Jitter that differs from any other device's.
+///
+/// # Errors
+/// [`NoRandomness`].
+pub fn jitter() -> Result<Jitter, NoRandomness> {
+    random().map(u64::from_le_bytes).map(Jitter::new)
+}
+
+/// The host's name as far as it can be a device's, or `edge-` and a random number.
+///
+/// # Errors
+/// [`NoRandomness`], where the host has no name.
+pub fn device_name() -> Result<DeviceId, NoRandomness> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .unwrap_or_default();
+    if let Some(name) = sanitised(&host) {
+        return Ok(name);
+    }
+    let number = random().map(u32::from_le_bytes)?;
+    Ok(DeviceId::new(&format!("edge-{number:08x}")).expect("letters, digits and a hyphen are allowed"))
+}
+
+/// The text with everything that a device's name may not have replaced by `-`; `None` where nothing is left.
+fn sanitised(host: &str) -> Option<DeviceId> {
+    let name: String = host
+        .trim()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' })
+        .take(64)
+        .collect();
+    let name = name.trim_matches('-');
+    if name == "localhost" || name == "(none)" { None } else { DeviceId::new(name).ok() }
+}
+
+/// Time since the program began.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock(Instant);
+
+impl SystemClock {
+    /// A clock that shows zero now.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Whether Ctrl-C or SIGTERM asked the program to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Listens for the signals from now on; `wake` is called when the first one comes. A second one ends the program
+    /// at once, with the status that shells give to a program that was interrupted.
+    ///
+    /// # Errors
+    /// The thread or the handlers cannot be had.
+    pub fn on_signals(wake: impl Fn() + Send + 'static) -> std::io::Result<Self> {
+        let stop = Self::default();
+        let asked = stop.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let (mut interrupt, mut terminate) = {
+            use tokio::signal::unix::{SignalKind, signal};
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                    }
+                    if asked.0.swap(true, Ordering::Relaxed) {
+                        std::process::exit(130);
+                    }
+                    wake();
+                }
+            });
+        })?;
+        Ok(stop)
+    }
+
+    /// Whether to stop.
+    pub fn asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_become_device_names() {
+        for (host, expected) in [
+            ("door-1\n", Some("door-1")),
+            ("my laptop.local", Some("my-laptop.local")),
+            ("caf\u{e9}", Some("caf")),
+            ("a/b+c#", Some("a-b-c")),
+            ("", None),
+            ("///", None),
+            ("localhost\n", None),
+            ("(none)", None),
+        ] {
+            assert_eq!(sanitised(host).as_ref().map(DeviceId::as_str), expected, "{host}");
+        }
+        assert_eq!(sanitised(&"x".repeat(300)).unwrap().as_str().len(), 64);
+    }
+
+    #[test]
+    fn every_query_has_its_own_id() {
+        assert_ne!(query_id().unwrap(), query_id().unwrap());
+    }
+}

@@ -1,0 +1,14 @@
+//! The Linux layer: the ports of the core over files, tract and MQTT. In reading order:
+//!
+//! - [`camera`]: the photos of a folder.
+//! - [`model`]: the query network, and embeddings as the bytes of a query.
+//! - [`mqtt`]: the uplink; the only place that knows topics, CBOR and rumqttc.
+//! - [`output`]: answers as tables and JSON lines; [`npy`]: embeddings as a NumPy file.
+//! - [`host`]: the little that comes from the system: name, randomness, signals, time.
+
+pub mod camera;
+pub mod host;
+pub mod model;
+pub mod mqtt;
+pub mod npy;
+pub mod output;

@@ -1,0 +1,643 @@
+//! The uplink over MQTT 5: topics, CBOR and rumqttc, and nothing of them anywhere else.
+//!
+//! A thread of its own polls rumqttc's event loop, reconnects with exponential back-off, and hands what arrives to
+//! the session through a bounded channel. A connection counts as made when the broker has granted the subscription to
+//! the reply topic: a query sent earlier could be answered into the void.
+//!
+//! Sessions are clean. What a broker would keep for us is worth nothing, because a query without a reply is sent
+//! again under the same id anyway.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use glimpse_protocol::device::ServerAddress;
+use glimpse_protocol::topics::GALLERY_STATUS;
+use glimpse_protocol::{
+    DeviceId, DeviceStatus, DeviceTopic, ErrorBody, ErrorCode, GalleryStatus, Header, MESSAGE_BYTES_MAX,
+    Query, QueryId, Reply, SpaceId, Topic, VERSION,
+};
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, DisconnectReasonCode, Event, EventLoop,
+    IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, NetworkOptions, Packet, Publish,
+    PublishOptions, PublishProperties, QoS, StateError, SubscribeFilterInput, SubscribeReasonCode,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::backoff::{Backoff, Jitter};
+use crate::ports::{Error, ErrorKind, Received, Uplink};
+
+const CONTENT_TYPE: &str = "application/cbor";
+
+/// Topic and properties that a reply carries beside its payload.
+const PACKET_OVERHEAD_BYTES_MAX: u32 = 2048;
+
+const KEEP_ALIVE_S: u16 = 30;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const RECONNECT_FIRST: Duration = Duration::from_millis(200);
+const RECONNECT_LONGEST: Duration = Duration::from_secs(30);
+
+/// How long leaving may take: sending the status and the broker's acknowledgement of it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Packets on their way between the session and the event loop, either way.
+const CHANNEL_PACKETS: usize = 64;
+
+/// What the server answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// The matches, nearest first.
+    Matches(Box<Reply>),
+    /// The server cannot or will not answer.
+    Refused(ErrorBody),
+    /// Bytes that are no reply, and why.
+    Malformed(String),
+}
+
+/// Why there is no connection, or something was not sent.
+#[derive(Debug, Error)]
+pub enum UplinkError {
+    /// Nothing listens there.
+    #[error("connection to {server} refused: is glimpse-gallery serve running?")]
+    Refused {
+        /// The server.
+        server: ServerAddress,
+    },
+    /// The server cannot be reached.
+    #[error("no connection to {server}: check the address and the network")]
+    Unreachable {
+        /// The server.
+        server: ServerAddress,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The server did not answer the attempt to connect.
+    #[error("no answer from {server} within {} s: check the address and the firewall", CONNECT_TIMEOUT.as_secs())]
+    Timeout {
+        /// The server.
+        server: ServerAddress,
+    },
+    /// The broker does not let this device in.
+    #[error("{server} does not let the device {device} in ({code:?}): check its name and credentials")]
+    Rejected {
+        /// The server.
+        server: ServerAddress,
+        /// The device.
+        device: DeviceId,
+        /// The broker's reason.
+        code: ConnectReturnCode,
+    },
+    /// The broker does not grant the device its own topics.
+    #[error("{server} does not grant {topic} to this device ({code:?}): check the broker's permissions")]
+    NotGranted {
+        /// The server.
+        server: ServerAddress,
+        /// The topic.
+        topic: Topic,
+        /// The broker's reason.
+        code: SubscribeReasonCode,
+    },
+    /// Another client connected under the same name.
+    #[error("another client connected as {device}: give each device its own name with --device")]
+    TakenOver {
+        /// The name.
+        device: DeviceId,
+    },
+    /// The connection was lost.
+    #[error("connection to {server} lost: {reason}")]
+    Lost {
+        /// The server.
+        server: ServerAddress,
+        /// What rumqttc said.
+        reason: String,
+    },
+    /// Too much waits to be sent.
+    #[error("too many messages wait to be sent")]
+    Full,
+    /// A message could not be written.
+    #[error("cannot write the message: {0}")]
+    Encode(String),
+    /// The thread of the connection ended.
+    #[error("the connection's thread ended")]
+    Ended,
+    /// The thread of the connection could not be started.
+    #[error("cannot start the connection's thread")]
+    Thread(#[source] io::Error),
+}
+
+impl Error for UplinkError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused { .. }
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Lost { .. }
+            | Self::Full => ErrorKind::Unavailable,
+            Self::Rejected { .. } | Self::NotGranted { .. } | Self::TakenOver { .. } => {
+                ErrorKind::Configuration
+            }
+            Self::Encode(_) => ErrorKind::Input,
+            Self::Ended | Self::Thread(_) => ErrorKind::Other,
+        }
+    }
+}
+
+impl UplinkError {
+    fn from_rumqttc(error: ConnectionError, server: &ServerAddress, device: &DeviceId) -> Self {
+        let (server, device) = (server.clone(), device.clone());
+        match error {
+            ConnectionError::Io(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
+                Self::Refused { server }
+            }
+            ConnectionError::Io(source) => Self::Unreachable { server, source },
+            ConnectionError::Timeout(_) => Self::Timeout { server },
+            ConnectionError::ConnectionRefused(code)
+            | ConnectionError::MqttState(StateError::ConnFail { reason: code }) => {
+                Self::Rejected { server, device, code }
+            }
+            ConnectionError::MqttState(StateError::ServerDisconnect {
+                reason_code: DisconnectReasonCode::SessionTakenOver,
+                ..
+            }) => Self::TakenOver { device },
+            other => Self::Lost { server, reason: other.to_string() },
+        }
+    }
+}
+
+/// Who connects, where to, and how.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// The server.
+    pub server: ServerAddress,
+    /// The device: client id and topics.
+    pub device: DeviceId,
+    /// The space of its query network, for its status.
+    pub space: SpaceId,
+    /// How long a broker may keep a query for a server that is away.
+    pub expiry: Duration,
+    /// Whether the device has a status: retained while it is there, and left behind as a last will.
+    pub has_status: bool,
+}
+
+/// What goes through the channel to the session.
+enum Signal {
+    Received(Received<Answer, UplinkError>),
+    Woken,
+}
+
+/// Makes a waiting [`MqttUplink::receive`] return.
+#[derive(Clone)]
+pub struct Waker(SyncSender<Signal>);
+
+impl Waker {
+    /// Wakes it now; does nothing where so much has arrived that it is awake anyway.
+    pub fn wake(&self) {
+        let _ = self.0.try_send(Signal::Woken);
+    }
+}
+
+/// The uplink over MQTT 5.
+pub struct MqttUplink {
+    connection: Connection,
+    query_topic: Topic,
+    status_topic: Topic,
+    query_properties: PublishProperties,
+    client: AsyncClient,
+    incoming: Receiver<Signal>,
+    waker: Waker,
+    state: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    connected: AtomicBool,
+    closing: AtomicBool,
+}
+
+impl MqttUplink {
+    /// Begins to connect; [`Received::Connected`] or [`Received::Disconnected`] tells how it went.
+    ///
+    /// # Errors
+    /// [`UplinkError::Thread`].
+    pub fn start(connection: Connection, jitter: Jitter) -> Result<Self, UplinkError> {
+        let status_topic = DeviceTopic::Status.of(&connection.device);
+        let (client, events) =
+            AsyncClient::builder(options(&connection, &status_topic)?).capacity(CHANNEL_PACKETS).build();
+        let (waker, incoming) = sync_channel(CHANNEL_PACKETS);
+        let state = Arc::new(Shared::default());
+        let pump = Pump {
+            connection: connection.clone(),
+            reply_topic: DeviceTopic::Reply.of(&connection.device),
+            client: client.clone(),
+            session: waker.clone(),
+            state: Arc::clone(&state),
+            backoff: Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST, jitter),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(UplinkError::Thread)?;
+        let thread = thread::Builder::new()
+            .name("mqtt".to_owned())
+            .spawn(move || runtime.block_on(pump.run(events)))
+            .map_err(UplinkError::Thread)?;
+        let query_properties = PublishProperties {
+            message_expiry_interval: Some(connection.expiry.as_secs().clamp(1, u64::from(u32::MAX)) as u32),
+            response_topic: Some(DeviceTopic::Reply.of(&connection.device).as_str().to_owned()),
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            ..PublishProperties::default()
+        };
+        Ok(Self {
+            query_topic: DeviceTopic::Query.of(&connection.device),
+            connection,
+            status_topic,
+            query_properties,
+            client,
+            incoming,
+            waker: Waker(waker),
+            state,
+            thread,
+        })
+    }
+
+    /// What wakes a waiting `receive`.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// Leaves: says so in the status, then disconnects, so that the last will is not sent. Takes
+    /// two seconds at most.
+    pub fn close(self, outbox: usize) {
+        self.state.closing.store(true, Ordering::Relaxed);
+        if !self.state.connected.load(Ordering::Relaxed) {
+            return;
+        }
+        if self.connection.has_status
+            && let Err(error) = self.publish_status(false, outbox)
+        {
+            tracing::warn!(%error, "the status still says online");
+        }
+        if self.client.try_disconnect_with_timeout(CLOSE_TIMEOUT / 2).is_err() {
+            return;
+        }
+        // What still arrives is of no interest, but a full channel would keep the thread from ending.
+        let give_up = std::time::Instant::now() + CLOSE_TIMEOUT;
+        while !self.thread.is_finished() && std::time::Instant::now() < give_up {
+            let _ = self.incoming.recv_timeout(Duration::from_millis(5));
+        }
+    }
+
+    fn publish_status(&self, online: bool, outbox: usize) -> Result<(), UplinkError> {
+        let payload = cbor(&status(&self.connection, online, outbox))?;
+        let properties =
+            PublishProperties { content_type: Some(CONTENT_TYPE.to_owned()), ..PublishProperties::default() };
+        let options = PublishOptions::new(QoS::AtLeastOnce).retained().properties(properties);
+        self.client.try_publish(self.status_topic.as_str(), payload, options).map_err(|_| UplinkError::Full)
+    }
+}
+
+impl Uplink for MqttUplink {
+    type Reply = Answer;
+    type Error = UplinkError;
+
+    fn publish(&mut self, id: QueryId, message: &[u8]) -> Result<(), UplinkError> {
+        let properties = PublishProperties {
+            correlation_data: Some(id.as_bytes().to_vec().into()),
+            ..self.query_properties.clone()
+        };
+        let options = PublishOptions::new(QoS::AtLeastOnce).properties(properties);
+        self.client
+            .try_publish(self.query_topic.as_str(), message.to_vec(), options)
+            .map_err(|_| UplinkError::Full)
+    }
+
+    fn announce(&mut self, outbox: usize) -> Result<(), UplinkError> {
+        self.publish_status(true, outbox)
+    }
+
+    fn receive(&mut self, wait: Duration) -> Result<Option<Received<Answer, UplinkError>>, UplinkError> {
+        match self.incoming.recv_timeout(wait) {
+            Ok(Signal::Received(received)) => Ok(Some(received)),
+            Ok(Signal::Woken) => Ok(None),
+            Err(RecvTimeoutError::Timeout) if !self.thread.is_finished() => Ok(None),
+            Err(_) => Err(UplinkError::Ended),
+        }
+    }
+}
+
+fn options(connection: &Connection, status_topic: &Topic) -> Result<MqttOptions, UplinkError> {
+    let server = &connection.server;
+    let mut options = MqttOptions::new(connection.device.as_str(), (server.host(), server.port()));
+    let mut network = NetworkOptions::new();
+    // Without it Nagle's algorithm holds a query back until the previous packet is acknowledged: up to 40 ms.
+    network.set_tcp_nodelay(true);
+    options
+        .set_network_options(network)
+        .set_keep_alive(KEEP_ALIVE_S)
+        .set_clean_start(true)
+        .set_connect_timeout(CONNECT_TIMEOUT)
+        .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(
+            MESSAGE_BYTES_MAX as u32 + PACKET_OVERHEAD_BYTES_MAX,
+        ));
+    if connection.has_status {
+        let properties = LastWillProperties {
+            delay_interval: None,
+            payload_format_indicator: None,
+            message_expiry_interval: None,
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            response_topic: None,
+            correlation_data: None,
+            user_properties: Vec::new(),
+        };
+        let payload = cbor(&status(connection, false, 0))?;
+        options.set_last_will(LastWill::new(
+            status_topic.as_str(),
+            payload,
+            QoS::AtLeastOnce,
+            true,
+            Some(properties),
+        ));
+    }
+    Ok(options)
+}
+
+fn status(connection: &Connection, online: bool, outbox: usize) -> DeviceStatus {
+    DeviceStatus {
+        online,
+        version: env!("CARGO_PKG_VERSION").try_into().unwrap_or_default(),
+        space: connection.space,
+        outbox: u32::try_from(outbox).unwrap_or(u32::MAX),
+    }
+}
+
+/// What runs in the thread of the connection.
+struct Pump {
+    connection: Connection,
+    reply_topic: Topic,
+    client: AsyncClient,
+    session: SyncSender<Signal>,
+    state: Arc<Shared>,
+    backoff: Backoff,
+}
+
+/// The session does not listen any more.
+struct Unheard;
+
+impl Pump {
+    async fn run(mut self, mut events: EventLoop) {
+        while !matches!(self.turn(&mut events).await, Err(Unheard)) {}
+        self.state.connected.store(false, Ordering::Relaxed);
+    }
+
+    async fn turn(&mut self, events: &mut EventLoop) -> Result<(), Unheard> {
+        match events.poll().await {
+            Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                self.subscribe();
+                Ok(())
+            }
+            Ok(Event::Incoming(Packet::SubAck(granted))) => match self.refused_topic(&granted.return_codes) {
+                Some(refused) => {
+                    // Forget the connection, so that the next poll makes a new one.
+                    events.clean();
+                    self.failed(refused).await
+                }
+                None => {
+                    self.backoff.reset();
+                    self.state.connected.store(true, Ordering::Relaxed);
+                    self.tell(Received::Connected)
+                }
+            },
+            Ok(Event::Incoming(Packet::Publish(publish))) => match self.read(&publish) {
+                Some(received) => self.tell(received),
+                None => Ok(()),
+            },
+            Ok(_) => Ok(()),
+            Err(ConnectionError::RequestsDone) => Err(Unheard),
+            Err(error) => {
+                let (server, device) = (&self.connection.server, &self.connection.device);
+                let error = UplinkError::from_rumqttc(error, server, device);
+                self.failed(error).await
+            }
+        }
+    }
+
+    async fn failed(&mut self, error: UplinkError) -> Result<(), Unheard> {
+        self.state.connected.store(false, Ordering::Relaxed);
+        if self.state.closing.load(Ordering::Relaxed) {
+            return Err(Unheard);
+        }
+        self.tell(Received::Disconnected(error))?;
+        tokio::time::sleep(self.backoff.after_failure()).await;
+        Ok(())
+    }
+
+    /// Blocks while the session has not taken what came before: then the broker is to wait, not our memory to grow.
+    fn tell(&self, received: Received<Answer, UplinkError>) -> Result<(), Unheard> {
+        self.session.send(Signal::Received(received)).map_err(|_| Unheard)
+    }
+
+    fn subscribe(&self) {
+        let filters = [self.reply_topic.as_str(), GALLERY_STATUS]
+            .map(|topic| SubscribeFilterInput::new(topic, QoS::AtLeastOnce));
+        // It can fail only while 64 packets wait, and a new connection follows then.
+        if let Err(error) = self.client.try_subscribe_many(filters) {
+            tracing::warn!(%error, "cannot subscribe to the replies");
+        }
+    }
+
+    /// The reply topic must be granted; a gallery status that is not is only a worse error message later.
+    fn refused_topic(&self, granted: &[SubscribeReasonCode]) -> Option<UplinkError> {
+        match granted.first() {
+            Some(SubscribeReasonCode::Success(_)) => None,
+            code => Some(UplinkError::NotGranted {
+                server: self.connection.server.clone(),
+                topic: self.reply_topic.clone(),
+                code: code.copied().unwrap_or(SubscribeReasonCode::Unspecified),
+            }),
+        }
+    }
+
+    fn read(&self, publish: &Publish) -> Option<Received<Answer, UplinkError>> {
+        if publish.topic == GALLERY_STATUS.as_bytes() {
+            let status = from_cbor::<GalleryStatus>(&publish.payload)
+                .inspect_err(|reason| tracing::debug!(%reason, "a gallery status that cannot be read"))
+                .ok()?;
+            return Some(Received::Gallery(status));
+        }
+        let correlation =
+            publish.properties.as_ref().and_then(|properties| properties.correlation_data.as_deref());
+        let (id, answer) = read_reply(&publish.payload, correlation);
+        let Some(id) = id else {
+            tracing::debug!("a reply that does not say what it answers");
+            return None;
+        };
+        let busy = matches!(&answer, Answer::Refused(error) if is_busy(error.code));
+        Some(Received::Reply { id, reply: answer, busy })
+    }
+}
+
+const fn is_busy(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::Busy | ErrorCode::Unavailable)
+}
+
+/// A query as it travels.
+///
+/// # Errors
+/// [`UplinkError::Encode`].
+pub fn message(query: &Query) -> Result<Vec<u8>, UplinkError> {
+    cbor(query)
+}
+
+/// Which query the bytes answer, by the correlation data or by their own word, and what they say.
+fn read_reply(payload: &[u8], correlation: Option<&[u8]>) -> (Option<QueryId>, Answer) {
+    let correlated = correlation.and_then(|data| data.try_into().ok()).map(QueryId::from_bytes);
+    let malformed = |id, reason: String| (id, Answer::Malformed(reason));
+    let header: Header = match from_cbor(payload) {
+        Ok(header) => header,
+        Err(reason) => return malformed(correlated, reason),
+    };
+    // A server that could not read the query's id answers with zeros.
+    let own = header.id.filter(|id| *id != QueryId::from_bytes([0; 16]));
+    let id = correlated.or(own);
+    if own.is_some() && own != id {
+        return malformed(id, "the reply's id is not that of its correlation data".to_owned());
+    }
+    if header.v != VERSION {
+        return malformed(
+            id,
+            format!("the reply has version {}, and this program reads {VERSION}", header.v),
+        );
+    }
+    match from_cbor::<Reply>(payload) {
+        Ok(reply) if reply.matches.iter().all(|found| found.similarity.is_finite()) => {
+            (id, Answer::Matches(Box::new(reply)))
+        }
+        Ok(_) => malformed(id, "a similarity is not finite".to_owned()),
+        Err(reason) => match from_cbor::<glimpse_protocol::ErrorReply>(payload) {
+            Ok(refused) => (id, Answer::Refused(refused.error)),
+            Err(_) => malformed(id, reason),
+        },
+    }
+}
+
+fn cbor<T: Serialize>(message: &T) -> Result<Vec<u8>, UplinkError> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(message, &mut bytes).map_err(|error| UplinkError::Encode(error.to_string()))?;
+    Ok(bytes)
+}
+
+fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    if bytes.len() > MESSAGE_BYTES_MAX {
+        return Err(format!("{} bytes, and at most {MESSAGE_BYTES_MAX} are read", bytes.len()));
+    }
+    ciborium::from_reader(bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use glimpse_protocol::{ErrorReply, Match};
+    use proptest::prelude::*;
+
+    fn id(n: u8) -> QueryId {
+        QueryId::from_bytes([n; 16])
+    }
+
+    fn reply(id: QueryId, similarity: f32) -> Vec<u8> {
+        let found =
+            Match { image: "a/b.jpg".try_into().unwrap(), label: "apple".try_into().unwrap(), similarity };
+        let reply =
+            Reply::<1> { v: VERSION, id, matches: [found].into_iter().collect(), took_us: 9, generation: 2 };
+        cbor(&reply).unwrap()
+    }
+
+    fn check_malformed(bytes: &[u8], correlation: Option<&[u8]>, expected: Option<QueryId>) {
+        let (id, answer) = read_reply(bytes, correlation);
+        assert!(matches!(answer, Answer::Malformed(_)), "{answer:?}");
+        assert_eq!(id, expected);
+    }
+
+    #[test]
+    fn reads_replies_and_refusals_by_correlation_data_or_their_own_id() {
+        for correlation in [None, Some([3; 16].as_slice()), Some(&[1, 2])] {
+            let (of, answer) = read_reply(&reply(id(3), 0.5), correlation);
+            assert_eq!(of, Some(id(3)));
+            assert!(matches!(answer, Answer::Matches(reply) if reply.matches[0].label == "apple"));
+        }
+        let error = ErrorBody::new(ErrorCode::WrongSpace, "no");
+        let refused = cbor(&ErrorReply { v: VERSION, id: id(0), error: error.clone() }).unwrap();
+        assert_eq!(read_reply(&refused, Some(&[3; 16])), (Some(id(3)), Answer::Refused(error)));
+    }
+
+    #[test]
+    fn a_malformed_reply_still_ends_its_query() {
+        let whole = reply(id(3), 0.5);
+        check_malformed(&whole[..whole.len() - 1], Some(&[3; 16]), Some(id(3)));
+        check_malformed(&whole, Some(&[4; 16]), Some(id(4)));
+        check_malformed(&reply(id(3), f32::NAN), None, Some(id(3)));
+        check_malformed(b"", Some(&[3; 16]), Some(id(3)));
+        check_malformed(&vec![0x81; MESSAGE_BYTES_MAX], Some(&[3; 16]), Some(id(3)));
+        check_malformed(&vec![0; MESSAGE_BYTES_MAX + 1], None, None);
+        let newer = Reply::<1> { v: 2, id: id(3), matches: heapless::Vec::new(), took_us: 0, generation: 0 };
+        check_malformed(&cbor(&newer).unwrap(), None, Some(id(3)));
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), place in 0..60_usize, value in any::<u8>()) {
+            let _ = read_reply(&bytes, None);
+            let mut damaged = reply(id(3), 0.5);
+            let place = place % damaged.len();
+            damaged[place] = value;
+            let _ = read_reply(&damaged, None);
+        }
+    }
+
+    #[test]
+    fn connection_errors_say_what_to_do() {
+        let (server, device) = ("127.0.0.1:1883".parse().unwrap(), DeviceId::new("door").unwrap());
+        let refused = ConnectionError::Io(io::ErrorKind::ConnectionRefused.into());
+        assert_eq!(
+            UplinkError::from_rumqttc(refused, &server, &device).to_string(),
+            "connection to 127.0.0.1:1883 refused: is glimpse-gallery serve running?"
+        );
+        let taken = ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code: DisconnectReasonCode::SessionTakenOver,
+            reason_string: None,
+        });
+        let taken = UplinkError::from_rumqttc(taken, &server, &device);
+        assert_eq!(taken.kind(), ErrorKind::Configuration);
+        assert!(taken.to_string().contains("--device"));
+    }
+
+    #[test]
+    fn an_address_without_a_server_is_refused_and_tried_again() {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let connection = Connection {
+            server: format!("127.0.0.1:{port}").parse().unwrap(),
+            device: DeviceId::new("door").unwrap(),
+            space: SpaceId::from_bytes([1; 16]),
+            expiry: Duration::from_secs(5),
+            has_status: true,
+        };
+        let mut uplink = MqttUplink::start(connection, Jitter::new(1)).unwrap();
+        for _ in 0..2 {
+            let received = uplink.receive(Duration::from_secs(5)).unwrap();
+            assert!(
+                matches!(received, Some(Received::Disconnected(UplinkError::Refused { .. }))),
+                "{received:?}"
+            );
+        }
+        uplink.waker().wake();
+        assert!(matches!(uplink.receive(Duration::from_secs(60)), Ok(None)));
+        uplink.close(0);
+    }
+}

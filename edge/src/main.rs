@@ -1,0 +1,35 @@
+//! `glimpse-edge`: arguments and logging; the commands are in the library.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use glimpse_edge::commands::{Cli, Command, embed, query, run};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,glimpse_edge=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    let result = match cli.command {
+        Command::Query(args) => query::run(args),
+        Command::Embed(args) => embed::run(&args),
+        Command::Run(args) => run::run(args),
+    };
+    match result {
+        Ok(status) => status,
+        Err(error) if reader_is_gone(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever read our output has had enough, such as `head`.
+fn reader_is_gone(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
