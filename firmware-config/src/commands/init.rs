@@ -1,0 +1,104 @@
+//! `glimpse-firmware init`: a commented `device.toml` to start from.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use glimpse_protocol::device::{self, CameraSource, ServerAddress};
+use glimpse_protocol::{Codec, DeviceId};
+
+use crate::template::{Settings, device_toml};
+
+/// Flags of `glimpse-firmware init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The file to write
+    #[arg(default_value = "device.toml")]
+    pub file: PathBuf,
+    /// The device's name, also its MQTT client id [default: the device's host name]
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<DeviceId>,
+    /// The gallery server's MQTT address
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
+    pub server: ServerAddress,
+    /// Where photos come from
+    #[arg(long, value_name = "folder:DIR", default_value = "folder:photos")]
+    pub camera: CameraSource,
+    /// Space bundle, with query network and codebook
+    #[arg(long, value_name = "DIR", default_value = "models/demo")]
+    pub bundle: PathBuf,
+    /// How embeddings travel
+    #[arg(long, value_parser = codec_parser(), default_value = "i8")]
+    pub codec: Codec,
+    /// How many matches to ask for
+    #[arg(long, value_name = "N", value_parser = device::top_k_of_text, default_value = "10")]
+    pub top_k: u16,
+    /// Seconds to wait for a reply
+    #[arg(long, value_name = "SECONDS", value_parser = device::seconds_of_text, default_value = "5")]
+    pub timeout: Duration,
+    /// Replaces a file that is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+fn codec_parser() -> impl TypedValueParser<Value = Codec> {
+    PossibleValuesParser::new(Codec::ALL.map(Codec::name)).try_map(|name| name.parse::<Codec>())
+}
+
+/// Writes the file, whole or not at all.
+///
+/// # Errors
+/// A file that is there already, and one that cannot be written.
+pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
+    let settings = Settings {
+        device: args.device.as_ref(),
+        server: &args.server,
+        camera: &args.camera,
+        bundle: &args.bundle,
+        codec: args.codec,
+        top_k: args.top_k,
+        timeout: args.timeout,
+    };
+    let text = device_toml(&settings)?;
+    write_whole(&args.file, &text, args.force)?;
+    let file = args.file.display();
+    println!("wrote {file}: read it, change what differs, then `glimpse-firmware check {file}`");
+    println!(
+        "paths in it are taken from its own folder; the device runs it with `glimpse-edge run --config {file}`"
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_whole(file: &Path, text: &str, force: bool) -> anyhow::Result<()> {
+    let context = || format!("cannot write {}", file.display());
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut new = tempfile::Builder::new().prefix(".device-").tempfile_in(folder).with_context(context)?;
+    new.write_all(text.as_bytes()).with_context(context)?;
+    readable_by_all(new.path()).with_context(context)?;
+    new.as_file().sync_all().with_context(context)?;
+    // What is there is asked by the step that would replace it, so that no file appears in between.
+    let done = if force { new.persist(file) } else { new.persist_noclobber(file) };
+    match done {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!("{} is there already: give another name, or --force to replace it", file.display())
+        }
+        Err(error) => Err(error.error).with_context(context),
+    }
+}
+
+/// Temporary files are their owner's alone; a configuration without secrets is for everybody, whoever runs the device.
+#[cfg(unix)]
+fn readable_by_all(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable_by_all(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! What `glimpse-firmware` can do, one file a command.
+
+use clap::{Parser, Subcommand};
+
+pub mod check;
+pub mod init;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "glimpse-firmware", version, about = "Configures Glimpse devices")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Writes a commented device.toml to start from
+    Init(init::InitArgs),
+    /// Tells all that is wrong with device files, and what a device would make of them
+    Check(check::CheckArgs),
+}

@@ -1,0 +1,17 @@
+//! `glimpse-firmware`: arguments; the commands are in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use glimpse_firmware::commands::{Cli, Command, check, init};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Init(args) => init::run(&args),
+        Command::Check(args) => check::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,179 @@
+//! The text of a new `device.toml`: each key with what it means, those with a default commented out where they have it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use glimpse_protocol::device::{CameraSource, Device, ServerAddress};
+use glimpse_protocol::{Codec, DeviceId};
+
+/// What a new file says.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings<'a> {
+    /// The device's name; `None` leaves it to the device.
+    pub device: Option<&'a DeviceId>,
+    /// The gallery server.
+    pub server: &'a ServerAddress,
+    /// Where photos come from.
+    pub camera: &'a CameraSource,
+    /// The space bundle.
+    pub bundle: &'a Path,
+    /// How embeddings travel.
+    pub codec: Codec,
+    /// Matches asked for.
+    pub top_k: u16,
+    /// How long to wait for a reply.
+    pub timeout: Duration,
+}
+
+/// The file.
+///
+/// # Errors
+/// A path that is no Unicode text, which TOML cannot hold.
+pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
+    let CameraSource::Folder(folder) = settings.camera;
+    let camera = format!("folder:{}", text(folder)?);
+    let entries = [
+        Entry {
+            comment: "Its name, also its MQTT client id: letters, digits, '-', '_' and '.'. Two devices with one name push \
+                      each other off the server. Without it the device takes its host name.",
+            line: assignment("device", quoted(settings.device.map_or("camera-1", DeviceId::as_str))),
+            is_set: settings.device.is_some(),
+        },
+        Entry {
+            comment: "The gallery server's MQTT address, HOST or HOST:PORT.",
+            line: assignment("server", quoted(&settings.server.to_string())),
+            is_set: true,
+        },
+        Entry {
+            comment: "Where photos come from: the photos in a folder, then new ones as they appear.",
+            line: assignment("camera", quoted(&camera)),
+            is_set: true,
+        },
+        Entry {
+            comment: "The space bundle: a folder with the query network and the codebook of the space that the server serves.",
+            line: assignment("bundle", quoted(text(settings.bundle)?)),
+            is_set: true,
+        },
+        Entry {
+            comment: "A query network in place of the bundle's.",
+            line: assignment("model", quoted("query.onnx")),
+            is_set: false,
+        },
+        Entry {
+            comment: "A codebook in place of the bundle's, for the codec pq.",
+            line: assignment("codebook", quoted("codebook.safetensors")),
+            is_set: false,
+        },
+        Entry {
+            comment: "How embeddings travel: f32, f16, i8, or pq, which is the smallest.",
+            line: assignment("codec", quoted(settings.codec.name())),
+            is_set: settings.codec != Device::CODEC_DEFAULT,
+        },
+        Entry {
+            comment: "How many matches to ask for, 1 to 100.",
+            line: assignment("top_k", settings.top_k.to_string()),
+            is_set: settings.top_k != Device::TOP_K_DEFAULT,
+        },
+        Entry {
+            comment: "Seconds to wait for a reply, in which a query is sent up to three times.",
+            line: assignment("timeout", toml::Value::Float(settings.timeout.as_secs_f64()).to_string()),
+            is_set: settings.timeout != Device::TIMEOUT_DEFAULT,
+        },
+    ];
+    let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
+                # runs it. Relative paths are taken from the folder of this file.\n";
+    Ok(entries.iter().fold(head.to_owned(), |text, entry| text + "\n" + &entry.to_toml()))
+}
+
+struct Entry {
+    comment: &'static str,
+    line: String,
+    /// Otherwise it stands there as an example, behind a `#`.
+    is_set: bool,
+}
+
+impl Entry {
+    fn to_toml(&self) -> String {
+        let mut text = String::new();
+        let mut width = 0;
+        for word in self.comment.split(' ') {
+            if width == 0 || width + 1 + word.len() > 100 {
+                text += if width == 0 { "#" } else { "\n#" };
+                width = 1;
+            }
+            text += " ";
+            text += word;
+            width += 1 + word.len();
+        }
+        text + if self.is_set { "\n" } else { "\n# " } + &self.line + "\n"
+    }
+}
+
+fn assignment(key: &str, value: String) -> String {
+    format!("{key} = {value}")
+}
+
+fn quoted(value: &str) -> String {
+    toml::Value::String(value.to_owned()).to_string()
+}
+
+fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| format!("{} is no Unicode text, which TOML cannot hold", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use glimpse_protocol::device::{KEYS, RawDevice};
+
+    fn check(settings: &Settings<'_>) -> (String, Device) {
+        let text = device_toml(settings).unwrap();
+        let (raw, problems) = RawDevice::parse(&text, Path::new(""));
+        let device = raw.validate(problems).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+        (text, device)
+    }
+
+    fn settings<'a>(server: &'a ServerAddress, camera: &'a CameraSource, bundle: &'a Path) -> Settings<'a> {
+        let (codec, top_k) = (Device::CODEC_DEFAULT, Device::TOP_K_DEFAULT);
+        Settings { device: None, server, camera, bundle, codec, top_k, timeout: Device::TIMEOUT_DEFAULT }
+    }
+
+    #[test]
+    fn a_new_file_explains_every_key_and_is_valid() {
+        let (server, camera) = ("a:1".parse().unwrap(), "folder:p".parse().unwrap());
+        let (text, device) = check(&settings(&server, &camera, Path::new("b")));
+        for key in KEYS {
+            let has =
+                text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+            assert!(has, "{key} is not in\n{text}");
+        }
+        assert!(text.lines().all(|line| line.len() <= 120), "{text}");
+        assert_eq!((device.name, device.codec), (None, Codec::I8));
+        // With every comment mark removed from the examples it is a valid file still.
+        let all = text.replace("# device =", "device =").replace("# model =", "model =");
+        let (raw, problems) = RawDevice::parse(&all.replace("# top_k =", "top_k ="), Path::new(""));
+        raw.validate(problems).unwrap();
+    }
+
+    #[test]
+    fn values_come_back_whatever_characters_they_have() {
+        let strange = "a \"b\" \\ c'd\u{e9}\n#";
+        let (server, camera) = ("[fe80::1]:7".parse().unwrap(), CameraSource::Folder(strange.into()));
+        let name = DeviceId::new("door-1").unwrap();
+        let settings = Settings {
+            device: Some(&name),
+            codec: Codec::Pq,
+            top_k: 3,
+            timeout: Duration::from_millis(2500),
+            ..settings(&server, &camera, Path::new(strange))
+        };
+        let (_, device) = check(&settings);
+        assert_eq!(
+            (device.name, device.server, device.camera),
+            (Some(name.clone()), server.clone(), camera.clone())
+        );
+        assert_eq!((device.bundle.as_deref(), device.top_k), (Some(Path::new(strange)), 3));
+        assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
+    }
+}
