@@ -1,0 +1,20 @@
+"""Runs an ONNX network in onnxruntime: embed_onnx.py MODEL TENSOR HEIGHT WIDTH.
+
+TENSOR holds little-endian 32-bit floats, [N, 3, HEIGHT, WIDTH]. Writes the output, [N, D], the same way to standard output.
+"""
+import sys
+
+import numpy as np
+import onnxruntime
+
+
+def main():
+    model, tensor, height, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    images = np.fromfile(tensor, "<f4").reshape(-1, 3, height, width)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: images})
+    sys.stdout.buffer.write(output.astype("<f4").tobytes())
+
+
+if __name__ == "__main__":
+    main()

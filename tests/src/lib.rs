@@ -1,0 +1,21 @@
+//! End-to-end tests and the demo: the real programs, started as processes, over their real interfaces.
+//!
+//! In reading order:
+//!
+//! - [`workspace`]: where things are in the repository.
+//! - [`programs`]: the binaries `glimpse-edge` and `glimpse-gallery`, found beside ours or built.
+//! - [`server`]: a running `glimpse-gallery serve`.
+//! - [`queries`]: photos asked from the device and on the server, as JSON lines.
+//! - [`fixture`]: a small gallery for tests.
+//! - [`foreign`]: an MQTT client and an ONNX engine that are not ours, in Python.
+//! - [`demo`]: what `make demo` runs.
+//!
+//! This crate links no program of ours: what it knows of them is what a user knows.
+
+pub mod demo;
+pub mod fixture;
+pub mod foreign;
+pub mod programs;
+pub mod queries;
+pub mod server;
+pub mod workspace;

@@ -1,0 +1,75 @@
+//! The committed networks in two engines: tract, which we ship, and onnxruntime, which we do not.
+
+use std::path::Path;
+
+use glimpse_embedder::{Embedder, Network, Preprocessing, SpaceBundle, read_photo};
+use glimpse_tests::demo::ground_truth::GroundTruth;
+use glimpse_tests::foreign::Python;
+use glimpse_tests::workspace;
+
+/// Two engines sum the same products in different orders, which costs some 1e-7; a wrong border or node the third digit.
+const COSINE_MIN: f64 = 0.99999;
+
+#[test]
+fn the_gallery_network_embeds_alike_in_tract_and_onnxruntime() {
+    let Some(python) = Python::find("the_gallery_network_embeds_alike_in_tract_and_onnxruntime") else {
+        return;
+    };
+    let bundle = SpaceBundle::load(&workspace::bundle()).unwrap();
+    check(&python, &bundle.gallery_model(), bundle.preprocessing);
+}
+
+#[test]
+fn the_query_network_embeds_alike_in_tract_and_onnxruntime() {
+    let Some(python) = Python::find("the_query_network_embeds_alike_in_tract_and_onnxruntime") else {
+        return;
+    };
+    let model = SpaceBundle::load(&workspace::bundle()).unwrap().query_model();
+    let own = Embedder::load(&model).unwrap().metadata().preprocessing;
+    check(&python, &model, own);
+}
+
+/// At the network's own size, and at a smaller one that is not square.
+fn check(python: &Python, model: &Path, own: Preprocessing) {
+    let photos: Vec<_> = GroundTruth::read(&workspace::demo()).unwrap().queries;
+    let photos = photos.iter().step_by(photos.len() / 6).take(6);
+    let photos: Vec<_> =
+        photos.map(|query| read_photo(&workspace::root().join(&query.photo)).unwrap()).collect();
+    for (width, height) in [(own.width, own.height), (192, 160)] {
+        let preprocessing = Preprocessing { width, height, ..own };
+        let tensors: Vec<Vec<f32>> = photos.iter().map(|photo| preprocessing.tensor(photo)).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = tensors.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+        std::fs::write(file.path(), bytes).unwrap();
+        let (model_path, tensor_path) = (model.display().to_string(), file.path().display().to_string());
+        let arguments = [&model_path, &tensor_path, &height.to_string(), &width.to_string()];
+        let theirs = python.run("embed_onnx.py", &arguments.map(String::as_str), b"").unwrap();
+        let theirs: Vec<f32> =
+            theirs.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect();
+
+        let network = Network::load(model, width, height).unwrap();
+        let dimension = theirs.len() / tensors.len();
+        for (number, (tensor, theirs)) in tensors.iter().zip(theirs.chunks(dimension)).enumerate() {
+            let ours = network.run(tensor).unwrap();
+            assert_eq!(ours.len(), dimension);
+            let cosine = cosine(&ours, theirs);
+            assert!(cosine >= COSINE_MIN, "photo {number} at {width} x {height}: cosine {cosine}");
+            assert!((norm(theirs) - 1.0).abs() < 1e-5, "an embedding has norm 1");
+        }
+        // Photos must differ, or the comparison says nothing.
+        let far = cosine(&theirs[..dimension], &theirs[dimension..2 * dimension]);
+        assert!(far < 0.9, "two photos have a cosine of {far}");
+    }
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    dot(a, b) / (norm(a) * norm(b))
+}
+
+fn norm(a: &[f32]) -> f64 {
+    dot(a, a).sqrt()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
