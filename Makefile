@@ -9,7 +9,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint data train-demo python-packages clean
+.PHONY: help demo test lint data weights train-demo python-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -18,10 +18,10 @@ demo: ## recognise the demo's real photos from a simulated device, over MQTT
 	$(CARGO) build --release $(PROGRAMS)
 	$(TARGET)/release/glimpse-demo
 
-test: python-packages ## every test: units, programs end to end, a foreign MQTT client, onnxruntime
+test: python-packages weights ## every test: units, programs end to end, a foreign MQTT client, onnxruntime
 	$(CARGO) fmt --all --check
 	$(PYTHON) -m unittest discover -s tools/data -p 'test_*.py'
-	$(CARGO) build --release --workspace --all-targets
+	$(CARGO) build --release --workspace --bins --tests
 	$(CARGO) test --release --workspace --no-fail-fast
 
 lint: ## clippy on everything
@@ -31,6 +31,9 @@ data: ## fetch the photos and pretrained weights into data/ (for training; the d
 	$(PYTHON) tools/data/fetch.py
 	$(PYTHON) tools/data/scenes.py
 
+weights: ## fetch the pretrained weights alone (50 MB)
+	$(PYTHON) tools/data/fetch.py --only weights
+
 train-demo: ## train the space of models/demo again from the pretrained weights (a quarter of an hour and the build; resumes)
 	$(CARGO) build --release -p glimpse-trainer
 	trainer/train-demo.sh
@@ -39,7 +42,7 @@ train-demo: ## train the space of models/demo again from the pretrained weights 
 python-packages: $(CACHE)/python/.installed
 $(CACHE)/python/.installed: tests/python/requirements.txt
 	@mkdir -p $(CACHE)/python
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(CACHE)/python -r $<
+	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(CACHE)/python -r $<
 	@cp $< $@
 
 clean: ## remove what was built (data/ and caches stay)

@@ -74,7 +74,7 @@ fn optimise(file: &ModelFile, input_shape: [usize; 4]) -> TractResult<(Arc<Typed
     let model = model.with_input_fact(0, f32::fact(input_shape).into())?.into_typed()?;
     let fact = model.output_fact(0)?;
     let output_shape: Option<Vec<usize>> =
-        fact.shape.as_concrete().map(|shape| shape.to_vec()).filter(|_| fact.datum_type == f32::datum_type());
+        fact.shape.as_concrete().map(<[usize]>::to_vec).filter(|_| fact.datum_type == f32::datum_type());
     let output_shape =
         output_shape.ok_or_else(|| TractError::msg("its output is not a float tensor of known shape"))?;
     Ok((model.into_decluttered()?.into_optimized()?.into_runnable()?, output_shape))

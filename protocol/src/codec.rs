@@ -239,7 +239,7 @@ impl<'de, const BYTES: usize> Deserialize<'de> for Payload<BYTES> {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
                 let digits = text.as_bytes();
-                if digits.len() % 2 != 0 || digits.len() / 2 > BYTES {
+                if !digits.len().is_multiple_of(2) || digits.len() / 2 > BYTES {
                     return Err(E::invalid_length(digits.len(), &self));
                 }
                 let nibble = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);

@@ -300,11 +300,12 @@ impl RawDevice {
             "codebook" => self.codebook = Some(path()?),
             "codec" => self.codec = Some(text()?.parse().map_err(|e| wrong(&e))?),
             "top_k" => {
-                self.top_k = Some(integer(value).map_or(Err(ValueError::TopK), top_k).map_err(|e| wrong(&e))?)
+                self.top_k =
+                    Some(integer(value).map_or(Err(ValueError::TopK), top_k).map_err(|e| wrong(&e))?);
             }
             _ => {
                 self.timeout =
-                    Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?)
+                    Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?);
             }
         }
         Ok(())

@@ -217,7 +217,11 @@ impl<'de, const BYTES: usize> Deserialize<'de> for Query<BYTES> {
                         Some(3) => taken_at = map.next_value()?,
                         Some(4) => codec = Some(map.next_value()?),
                         Some(5) => payload = Some(map.next_value()?),
-                        Some(6) => top_k = map.next_value()?,
+                        Some(6) => {
+                            // More than the field holds is still a number: the server answers `bad_top_k`, not `malformed`.
+                            let wanted = map.next_value::<Option<u64>>()?;
+                            top_k = wanted.map(|wanted| u16::try_from(wanted).unwrap_or(u16::MAX));
+                        }
                         Some(7) => {
                             map.next_value::<IgnoredAny>()?;
                             has_filter = true;
@@ -446,6 +450,20 @@ mod tests {
         let mut components = [0.0; 2];
         query.embedding.decode_into(&mut components).unwrap();
         assert_eq!((components, query.top_k, query.taken_at), ([0.25, -0.5], 10, None));
+    }
+
+    #[test]
+    fn more_matches_than_the_field_holds_read_as_its_most() {
+        for (wanted, read) in
+            [("100", Some(100)), ("65536", Some(u16::MAX)), ("null", Some(10)), ("-1", None)]
+        {
+            let mut value = serde_json::to_value(query(Codec::I8)).unwrap();
+            value["top_k"] = serde_json::from_str(wanted).unwrap();
+            let by_json = serde_json::from_value::<Query>(value.clone()).ok();
+            let by_cbor = ciborium::from_reader::<Query, _>(cbor(&value).as_slice()).ok();
+            assert_eq!(by_json.map(|query| query.top_k), read, "{wanted}");
+            assert_eq!(by_cbor.map(|query| query.top_k), read, "{wanted}");
+        }
     }
 
     #[test]

@@ -254,7 +254,7 @@ fn keeps_lengths(rotation: &[f32], dimension: usize) -> bool {
     (1..=4_u32).all(|round| {
         let sign = |i: usize| {
             let mixed = (i as u32 + 1).wrapping_mul(0x9e37_79b9).wrapping_mul(2 * round + 1);
-            if (mixed ^ (mixed >> 15)).count_ones() % 2 == 0 { 1.0_f64 } else { -1.0 }
+            if (mixed ^ (mixed >> 15)).count_ones().is_multiple_of(2) { 1.0_f64 } else { -1.0 }
         };
         let mut back = alloc::vec![0.0_f64; dimension];
         for row in rotation.chunks_exact(dimension) {

@@ -1,4 +1,5 @@
 //! Codebooks against naive arithmetic, and every malformed file against its named error.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use glimpse_quantizer::{CodeError, Codebook, CodebookError, DIMENSION_MAX, DimensionError};
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
 //! Training: against naive k-means, across thread pools, and on data that must be refused.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use glimpse_quantizer::train::{Progress, TrainError, TrainOptions, quantization_error, train};
 use glimpse_quantizer::{Codebook, CodebookError};

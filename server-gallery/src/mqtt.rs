@@ -190,7 +190,6 @@ struct Job {
 
 impl Job {
     /// Gives back what is no query of a device.
-    #[expect(clippy::result_large_err, reason = "both variants hold the message, moved once")]
     fn of(query: Publish) -> Result<Self, Publish> {
         let topic = std::str::from_utf8(&query.topic).ok().and_then(DeviceTopic::parse);
         let Some((device, DeviceTopic::Query)) = topic else { return Err(query) };

@@ -13,7 +13,7 @@ use crate::workspace;
 /// Photos of a small gallery: the large network takes a tenth of a second for each.
 pub const PHOTOS: usize = 12;
 
-/// A folder with a gallery of [`PHOTOS`] demo photos, and the queries that they answer.
+/// A folder with a gallery of a few demo photos, and the queries that they answer.
 #[derive(Debug)]
 pub struct Fixture {
     /// The programs.
@@ -24,18 +24,27 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// Makes the table of photos; nothing is ingested yet.
+    /// Makes the table of [`PHOTOS`] photos; nothing is ingested yet.
     ///
     /// # Errors
     /// Where files cannot be read or written.
     pub fn new() -> anyhow::Result<Self> {
+        Self::of(PHOTOS)
+    }
+
+    /// The same, of so many photos.
+    ///
+    /// # Errors
+    /// As [`Fixture::new`].
+    pub fn of(photos: usize) -> anyhow::Result<Self> {
         let place = tempfile::tempdir().context("cannot make a temporary folder")?;
         let mut queries = GroundTruth::read(&workspace::demo())?.queries;
         queries.sort_by(|a, b| a.answer.cmp(&b.answer));
         queries.dedup_by(|a, b| a.answer == b.answer);
         // Evenly over all objects: neighbours in the alphabet look alike.
-        let every = queries.len() / PHOTOS;
-        let queries: Vec<Query> = queries.into_iter().step_by(every).take(PHOTOS).collect();
+        let every = (queries.len() / photos).max(1);
+        let queries: Vec<Query> = queries.into_iter().step_by(every).take(photos).collect();
+        ensure!(queries.len() == photos, "the demo has only {} objects", queries.len());
         let mut table = csv::Writer::from_path(place.path().join("photos.csv"))?;
         table.write_record(["path", "label"])?;
         for query in &queries {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 use crate::workspace;
 
 /// What one script may take; each takes seconds.
-const TIME_MAX: Duration = Duration::from_secs(120);
+const TIME_MAX: Duration = Duration::from_mins(2);
 
 /// Python with the foreign packages.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use crate::programs::Programs;
 
 /// A gallery may be large and the machine slow; a server that hangs is found all the same.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// It has nothing to save, and queries that wait are answered first.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 

@@ -1,10 +1,12 @@
 //! The programs as people run them: device and server against each other, through kills, restarts and bad files.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glimpse_tests::fixture::{Fixture, PHOTOS};
 use glimpse_tests::queries::{Answer, ask};
@@ -45,25 +47,56 @@ fn a_device_finds_what_its_photos_show_with_every_codec() {
 
 #[test]
 fn an_ingest_that_was_killed_goes_on_and_a_second_one_has_nothing_to_do() {
-    let fixture = Fixture::new().unwrap();
-    let mut killed = fixture.ingest().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(700));
-    // Whether it was still at work or not, what follows must hold.
-    let _ = killed.kill();
+    // More than one batch for one thread: some photos are stored while others are still to come.
+    const COUNT: usize = 24;
+    let fixture = Fixture::of(COUNT).unwrap();
+    let mut ingest = fixture.ingest();
+    ingest.env("RAYON_NUM_THREADS", "1").stdout(Stdio::null()).stderr(Stdio::null());
+    let mut killed = ingest.spawn().unwrap();
+    wait_for_a_first_commit(&fixture.gallery().join("gallery.redb"));
+    assert_eq!(killed.try_wait().unwrap(), None, "it must be killed at work");
+    killed.kill().unwrap();
     killed.wait().unwrap();
-    assert!(fixture.ingest().output().unwrap().status.success());
-    let list = output(fixture.programs.gallery().arg("list").arg("--gallery").arg(fixture.gallery()));
-    let mut listed: Vec<&str> = list.lines().filter_map(|line| line.split('\t').next()).collect();
-    listed.sort_unstable();
-    let mut expected: Vec<&str> = fixture.queries.iter().map(|query| query.answer.as_str()).collect();
-    expected.sort_unstable();
-    assert_eq!(listed, expected);
+    let listed = || {
+        let list = output(fixture.programs.gallery().arg("list").arg("--gallery").arg(fixture.gallery()));
+        list.lines().filter_map(|line| line.split('\t').next()).map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let kept = listed().len();
+    assert!((1..COUNT).contains(&kept), "{kept} photos survived: the kill was not in the middle");
+
+    let said = output(&mut fixture.ingest());
+    let (stored, unchanged) = (format!("stored {},", COUNT - kept), format!("unchanged {kept},"));
+    assert!(said.contains(&stored) && said.contains(&unchanged), "no photo is embedded twice: {said}");
+    assert_eq!(listed(), fixture.queries.iter().map(|query| query.answer.clone()).collect());
     let stats = || {
         output(fixture.programs.gallery().args(["stats", "--json"]).arg("--gallery").arg(fixture.gallery()))
     };
     let before = stats();
     assert!(fixture.ingest().output().unwrap().status.success());
     assert_eq!(stats(), before, "a second ingest changes nothing");
+}
+
+/// The database takes more of the disk with the first batch than it took empty.
+fn wait_for_a_first_commit(database: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+    let blocks = || std::fs::metadata(database).map_or(0, |metadata| metadata.blocks());
+    let started = Instant::now();
+    let (mut empty, mut since) = (0, started);
+    loop {
+        let now = blocks();
+        // An empty one is made in a few steps; the network takes longer for a batch than those do.
+        if since.elapsed() < Duration::from_millis(300) || empty == 0 {
+            if now != empty {
+                (empty, since) = (now, Instant::now());
+            }
+        } else if now > empty {
+            // Until the commit that made it grow is on the disk.
+            std::thread::sleep(Duration::from_millis(150));
+            return;
+        }
+        assert!(started.elapsed() < WAIT, "the ingest stores nothing");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
@@ -151,6 +184,15 @@ fn a_model_of_another_space_is_told_so_by_name() {
     assert_eq!(found.status.code(), Some(1));
     let said = String::from_utf8(found.stdout).unwrap();
     assert!(said.contains("wrong_space") && said.contains(&"ab".repeat(16)), "{said}");
+
+    // A device that has the bundle knows without asking.
+    let mut command = fixture.programs.edge();
+    command.args(["query", "--json", "--server", "127.0.0.1:1", "--device", "cam-1", "--bundle"]);
+    command.arg(workspace::bundle()).arg("--model").arg(&foreign).arg(&fixture.queries[0].photo);
+    let refused = command.output().unwrap();
+    check(&refused, "foreign.onnx");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains(&"ab".repeat(16)) && said.contains("lives in the space"), "{said}");
 }
 
 #[test]
@@ -187,6 +229,62 @@ fn files_that_cannot_be_used_are_named_and_nothing_panics() {
         std::fs::write(store.join(name), b"no gallery at all").unwrap();
     }
     check(&gallery(&["stats".as_ref(), "--gallery".as_ref(), &store]), "store");
+}
+
+#[test]
+fn a_damaged_file_of_a_bundle_is_named_by_every_command_that_reads_it() {
+    let fixture = Fixture::ingested().unwrap();
+    let photo = workspace::root().join(&fixture.queries[0].photo);
+    let embed = |bundle: &Path| {
+        let mut command = fixture.programs.edge();
+        command.arg("embed").arg("--bundle").arg(bundle).arg(&photo);
+        command
+    };
+    let query = |bundle: &Path| {
+        let mut command = fixture.programs.edge();
+        command.args(["query", "--codec", "pq", "--server", "127.0.0.1:1", "--device", "cam-1", "--bundle"]);
+        command.arg(bundle).arg(&photo);
+        command
+    };
+    let ingest = |bundle: &Path| {
+        let mut command = fixture.programs.gallery();
+        command.arg("ingest").arg(workspace::demo().join("photos/gallery")).arg("--bundle").arg(bundle);
+        command.arg("--gallery").arg(fixture.path("never"));
+        command
+    };
+    let serve = |bundle: &Path| {
+        let mut command = fixture.programs.gallery();
+        command.args(["serve", "--listen", "127.0.0.1:0"]).arg("--bundle").arg(bundle);
+        command.arg("--gallery").arg(fixture.gallery());
+        command
+    };
+    let damages: [(&str, &[&dyn Fn(&Path) -> Command]); 4] = [
+        ("space.toml", &[&embed, &query, &ingest, &serve]),
+        ("query.onnx", &[&embed, &query]),
+        ("gallery.onnx", &[&ingest]),
+        ("codebook.safetensors", &[&query, &serve]),
+    ];
+    for (name, commands) in damages {
+        let whole = std::fs::read(workspace::bundle().join(name)).unwrap();
+        for (number, damaged) in [&whole[..whole.len() / 2], b"neither of the kind"].iter().enumerate() {
+            let bundle = fixture.path(&format!("{number}-{name}"));
+            bundle_with(&bundle, name, damaged);
+            for command in commands {
+                check(&command(&bundle).stdin(Stdio::null()).output().unwrap(), name);
+            }
+        }
+    }
+}
+
+/// The committed bundle, but for one file.
+fn bundle_with(bundle: &Path, name: &str, content: &[u8]) {
+    std::fs::create_dir(bundle).unwrap();
+    for file in ["space.toml", "query.onnx", "gallery.onnx", "codebook.safetensors"] {
+        if file != name {
+            std::os::unix::fs::symlink(workspace::bundle().join(file), bundle.join(file)).unwrap();
+        }
+    }
+    std::fs::write(bundle.join(name), content).unwrap();
 }
 
 /// A failure that names what it is about, in words.

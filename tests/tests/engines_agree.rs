@@ -1,4 +1,5 @@
 //! The committed networks in two engines: tract, which we ship, and onnxruntime, which we do not.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
 //! What `DESIGN` and `ARCHITECTURE.md` promise about the repository, held true.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -119,9 +120,11 @@ fn every_path_that_the_documents_name_exists() {
     assert!(found > 20, "only {found} paths were found: the search for them is broken");
 }
 
-/// What stands in a link or between backticks and has the form of a path into this repository.
+/// Every link into this repository, and what stands between backticks and has the form of a path into it.
 fn named_paths(text: &str) -> Vec<String> {
     let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(link, _)| link));
+    let links = links.filter(|link| !link.contains(':') && !link.starts_with('#'));
+    let links = links.map(|link| link.split_once('#').map_or(link, |(path, _)| path));
     let code = text.split('`').skip(1).step_by(2);
     let is_path = |word: &&str| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
@@ -130,7 +133,7 @@ fn named_paths(text: &str) -> Vec<String> {
             ["target/", "data/", "runs/", "photos/", "glimpse/"].iter().any(|start| word.starts_with(start));
         word.contains('/') && !word.starts_with('/') && word.chars().all(plain) && !made
     };
-    links.filter(|link| !link.contains(':')).chain(code).filter(is_path).map(str::to_owned).collect()
+    links.chain(code.filter(is_path)).map(str::to_owned).collect()
 }
 
 /// Where a source photo may be used: on one side of the split only.
@@ -169,12 +172,23 @@ fn manifest(folder: &str) -> Table {
     std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap().parse().unwrap()
 }
 
-/// Of all kinds, by the name of the package.
+/// Of all kinds and for all targets, by the name of the package, whatever the crate calls it.
 fn dependencies(folder: &str) -> BTreeMap<String, Value> {
-    let manifest = manifest(folder);
-    let kinds = ["dependencies", "dev-dependencies", "build-dependencies"];
-    let tables = kinds.iter().filter_map(|kind| manifest.get(*kind)?.as_table());
-    tables.flatten().map(|(name, value)| (name.clone(), value.clone())).collect()
+    let (own, workspace) = (manifest(folder), manifest("."));
+    let package_of = |value: &Value| value.get("package").and_then(Value::as_str).map(str::to_owned);
+    let inherited = |name: &str| package_of(workspace["workspace"]["dependencies"].get(name)?);
+    let targets = own.get("target").and_then(Value::as_table);
+    let targets = targets.into_iter().flatten().filter_map(|(_, target)| target.as_table());
+    let mut found = BTreeMap::new();
+    for table in std::iter::once(&own).chain(targets) {
+        for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            for (name, value) in table.get(kind).and_then(Value::as_table).into_iter().flatten() {
+                let package = package_of(value).or_else(|| inherited(name)).unwrap_or_else(|| name.clone());
+                found.insert(package, value.clone());
+            }
+        }
+    }
+    found
 }
 
 /// Files that git knows, or would on the next `git add`.

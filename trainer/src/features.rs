@@ -268,7 +268,7 @@ impl Extraction<'_> {
             tracing::warn!(file = %out.display(), "made from another network, list or seed: computing it again");
         }
         let parts = PathBuf::from(format!("{}.parts", out.display()));
-        self.prepare(&parts, &origin)?;
+        Self::prepare(&parts, &origin)?;
         let count = self.photos.photos().len() * self.views;
         let network = Network::load(self.model, self.preprocessing.width, self.preprocessing.height)
             .map_err(|error| FeatureError::NotFeatures {
@@ -282,13 +282,12 @@ impl Extraction<'_> {
         for start in (0..count).step_by(CHUNK) {
             let end = (start + CHUNK).min(count);
             let path = parts.join(format!("{start:08}.safetensors"));
-            let part = match Features::read(&path) {
-                Ok((part, _)) => part,
-                Err(_) => {
-                    let part = self.chunk(&network, start..end, &progress, stop)?;
-                    part.write(&path, HashMap::new())?;
-                    part
-                }
+            let part = if let Ok((part, _)) = Features::read(&path) {
+                part
+            } else {
+                let part = self.chunk(&network, start..end, &progress, stop)?;
+                part.write(&path, HashMap::new())?;
+                part
             };
             skipped.extend((start as u32..end as u32).filter(|item| !part.items.contains(item)));
             progress.set(end as u64);
@@ -323,7 +322,7 @@ impl Extraction<'_> {
                 let (index, view) = (item % photos, item / photos);
                 progress.step();
                 let Ok(photo) = self.photos.view(index, view, self.seed) else { return Ok(None) };
-                let row = network.run(&self.preprocessing.tensor(&photo)).map_err(|error| error.to_string());
+                let row = network.run(&self.preprocessing.tensor(&photo)).map_err(|error| error.clone());
                 let row = row.and_then(|row| {
                     if row.iter().all(|value| value.is_finite()) {
                         Ok(row)
@@ -347,7 +346,7 @@ impl Extraction<'_> {
     }
 
     /// Chunks of the same extraction stay, others go.
-    fn prepare(&self, parts: &Path, origin: &Origin) -> Result<(), FeatureError> {
+    fn prepare(parts: &Path, origin: &Origin) -> Result<(), FeatureError> {
         let note = parts.join("origin");
         let fingerprint = format!("{} {}", origin.model, origin.inputs);
         if std::fs::read_to_string(&note).is_ok_and(|found| found == fingerprint) {

@@ -97,7 +97,7 @@ pub fn verify<const O: usize>(
     let mut worst = 1.0_f64;
     for input in inputs {
         let run = |reason| OnnxError::Run { path: path.into(), reason };
-        let exported = network.run(input).map_err(|error| run(error.to_string()))?;
+        let exported = network.run(input).map_err(|error| run(error.clone()))?;
         let tensor = Tensor::<4>::from_data(TensorData::new(input.clone(), shape), &Device::flex());
         let expected = values(forward(tensor));
         let cosine = if exported.len() == expected.len() { cosine(&exported, &expected) } else { 0.0 };

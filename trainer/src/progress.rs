@@ -54,10 +54,7 @@ impl Progress {
 
     /// Says something without breaking the bar.
     pub fn say(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(line),
-            None => tracing::info!("{line}"),
-        }
+        if let Some(bar) = &self.bar { bar.println(line) } else { tracing::info!("{line}") }
     }
 
     /// Ends the bar, and says how long it took.

@@ -134,6 +134,9 @@ mod tests {
     #[test]
     fn a_constant_network_is_no_better_than_the_list_order() {
         let scores = score(&[1.0, 1.0], &[1.0; 20], 1, &[vec![0], vec![19]]);
-        assert_eq!(scores, Scores { map: (1.0 + 1.0 / 20.0) / 2.0, recall_at_1: 0.5, recall_at_10: 0.5 });
+        assert_eq!(
+            scores,
+            Scores { map: f64::midpoint(1.0, 1.0 / 20.0), recall_at_1: 0.5, recall_at_10: 0.5 }
+        );
     }
 }

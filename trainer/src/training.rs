@@ -280,7 +280,7 @@ impl Run<'_> {
             state.step += 1;
             progress.set(state.step);
 
-            let epoch_ends = state.step % batches == 0 || state.step == self.config.steps;
+            let epoch_ends = state.step.is_multiple_of(batches) || state.step == self.config.steps;
             let stopped = stop.load(Ordering::Relaxed);
             if epoch_ends {
                 let weights = weights(&head);

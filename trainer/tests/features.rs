@@ -1,4 +1,5 @@
 //! Features of a folder of photos: damaged ones are left out, a stopped run goes on, a changed network starts over.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

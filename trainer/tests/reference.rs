@@ -1,11 +1,12 @@
 //! Our networks against the PyTorch definition that the checkpoints come with. The values were written once by that
-//! definition; the weights are not in the repository, and the test says so where they are missing.
-
-use std::path::Path;
+//! definition.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use glimpse_trainer::networks::{Architecture, load_pretrained};
 use serde_json::Value;
+
+mod common;
+use common::weights_of;
 
 /// PyTorch and Burn sum thousands of products in different orders; a wrong border or epsilon moves the second digit.
 const TOLERANCE: f32 = 1e-3;
@@ -14,13 +15,8 @@ const TOLERANCE: f32 = 1e-3;
 fn features_agree_with_the_reference_definition() {
     let fixture: Value =
         serde_json::from_str(include_str!("fixtures/efficientnet-lite.json")).expect("the fixture is JSON");
-    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/weights");
     for (name, expected) in fixture["networks"].as_object().expect("networks by name") {
-        let path = weights.join(format!("{name}.pth"));
-        if !path.exists() {
-            eprintln!("left out: {} is not there (make data)", path.display());
-            continue;
-        }
+        let Some(path) = weights_of(name) else { continue };
         let architecture: Architecture = name.parse().expect("a known network");
         let network = load_pretrained(architecture, &path, &Device::flex()).expect("the checkpoint loads");
         let size = expected["size"].as_u64().expect("a size") as usize;

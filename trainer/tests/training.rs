@@ -1,4 +1,5 @@
 //! The loop on a tiny problem: it learns, and a run that was stopped and resumed is the run that was not.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -42,7 +42,7 @@ const HANDED_OVER: usize = 4;
 const CAMERA_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The longest wait before a camera that failed is asked again.
-const CAMERA_LONGEST: Duration = Duration::from_secs(60);
+const CAMERA_LONGEST: Duration = Duration::from_mins(1);
 
 /// The largest `device.toml`.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;

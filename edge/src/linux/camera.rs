@@ -177,7 +177,7 @@ mod tests {
         loop {
             match camera.capture() {
                 Ok(Capture::Photo(photo)) => {
-                    names.push(photo.path.file_name().unwrap().to_string_lossy().into())
+                    names.push(photo.path.file_name().unwrap().to_string_lossy().into());
                 }
                 Ok(Capture::NotYet | Capture::End) => return names,
                 Err(error) => names.push(format!("! {error}")),

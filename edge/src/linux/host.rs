@@ -56,14 +56,17 @@ pub fn device_name() -> Result<DeviceId, NoRandomness> {
 
 /// The text with everything that a device's name may not have replaced by `-`; `None` where nothing is left.
 fn sanitised(host: &str) -> Option<DeviceId> {
+    let host = host.trim();
+    // What a system says that nobody has named.
+    if host == "localhost" || host == "(none)" {
+        return None;
+    }
     let name: String = host
-        .trim()
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' })
         .take(64)
         .collect();
-    let name = name.trim_matches('-');
-    if name == "localhost" || name == "(none)" { None } else { DeviceId::new(name).ok() }
+    DeviceId::new(name.trim_matches('-')).ok()
 }
 
 /// Time since the program began.

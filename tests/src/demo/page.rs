@@ -32,11 +32,14 @@ fn page(report: &Report, truth: &GroundTruth, answers: &[Answer]) -> Result<Stri
     summary(&mut page, report)?;
     let (right, wrong): (Vec<_>, Vec<_>) =
         truth.queries.iter().zip(answers).partition(|(query, answer)| query.rank(answer) == Some(1));
-    for (title, shown) in [("Found first", &right), ("Not found first", &wrong)] {
-        writeln!(page, "<h2>{title}: {} of {} photos</h2>", shown.len(), truth.queries.len())?;
+    page.push_str(FILTER);
+    for (class, title, shown) in [("first", "Found first", &right), ("not-first", "Not found first", &wrong)]
+    {
+        writeln!(page, "<div class={class}><h2>{title}: {} of {} photos</h2>", shown.len(), answers.len())?;
         for (query, answer) in shown {
             row(&mut page, query, answer)?;
         }
+        page.push_str("</div>\n");
     }
     page.push_str("</main></body></html>\n");
     Ok(page)
@@ -88,10 +91,10 @@ fn row(page: &mut String, query: &Query, answer: &Answer) -> fmt::Result {
     page.push_str("<section>");
     figure(page, "query", &query.photo, &format!("asked: {}{verdict}", query.label))?;
     page.push_str("<div class=matches>");
-    for found in answer.matches.iter().take(SHOWN) {
+    for (rank, found) in (1..=SHOWN).zip(&answer.matches) {
         let Found { image, label, similarity } = found;
         let class = if *image == query.answer { "match right" } else { "match" };
-        figure(page, class, &gallery_photo(image), &format!("{label} {similarity:.2}"))?;
+        figure(page, class, &gallery_photo(image), &format!("{rank}. {label} {similarity:.2}"))?;
     }
     page.push_str("</div></section>\n");
     Ok(())
@@ -155,6 +158,8 @@ main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { margin: 0 0 .5rem; line-height: 1.2; }
 h2 { margin: 2.5rem 0 .5rem; }
 p { max-width: 46rem; }
+.filter label { margin-right: 1.2rem; white-space: nowrap; }
+main:has(#only-first:checked) .not-first, main:has(#only-not-first:checked) .first { display: none; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
@@ -172,6 +177,12 @@ figcaption { font-size: .82rem; line-height: 1.3; margin-top: .4rem; overflow-wr
   .matches { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
 </style></head><body><main>
 <h1>What the device recognised</h1>
+"#;
+
+/// Which queries are shown; by style alone.
+const FILTER: &str = r#"<p class="filter"><label><input type="radio" name="shown" checked> all photos</label>
+<label><input type="radio" name="shown" id="only-first"> found first</label>
+<label><input type="radio" name="shown" id="only-not-first"> not found first</label></p>
 "#;
 
 #[cfg(test)]
@@ -214,6 +225,8 @@ mod tests {
         assert!(page.contains("alt=\"asked: dog &amp; &quot;co&quot;, found at rank 2\""));
         assert_eq!(page.matches("class=\"match right\"").count(), 2);
         assert_eq!(page.matches("<section>").count(), 2);
+        assert_eq!(page.matches(">1. ").count(), 2, "matches show their rank");
+        assert!(page.contains("<figcaption>2. dog 0.40<") && !page.contains("<script"));
         assert!(
             page.contains("Found first: 1 of 2 photos") && page.contains("Not found first: 1 of 2 photos")
         );

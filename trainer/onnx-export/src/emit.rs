@@ -230,7 +230,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn finish(&mut self, output: &str) -> Result<(), ExportError> {
         let trace = self.trace;
         let produced = self.value(&trace.output)?;
-        let is_result = self.nodes.iter().any(|node| node.output.iter().any(|name| *name == produced));
+        let is_result = self.nodes.iter().any(|node| node.output.contains(&produced));
         if !is_result {
             self.nodes.push(NodeProto {
                 name: Some(self.names.numbered("identity")),

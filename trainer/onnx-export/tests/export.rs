@@ -117,7 +117,7 @@ impl Embedder {
 
 #[test]
 fn exports_an_embedding_network() {
-    let model = check(&Embedder::new(), |m, x| m.forward(x));
+    let model = check(&Embedder::new(), Embedder::forward);
     let operators = operators(&model);
     assert!(!operators.iter().any(|op| op == "BatchNormalization"), "{operators:?}");
     let count = |wanted: &str| operators.iter().filter(|op| *op == wanted).count();
