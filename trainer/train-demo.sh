@@ -46,7 +46,7 @@ stage "export" export --run "$run" --bundle "$bundle"
 {
     echo "# How this space was trained"
     echo
-    echo "By \`make data\` and \`make train-demo\` at revision $(git rev-parse --short=12 HEAD), on $(nproc) cores. The settings:"
+    echo "By \`make data\` and \`make train-demo\`, on $(nproc) cores. The settings:"
     echo
     echo '```toml'
     cat "$run/run.toml"
