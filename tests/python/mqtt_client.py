@@ -33,7 +33,8 @@ def main():
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=options.device, protocol=version)
     client.on_message = lambda _client, _data, message: events.put(message)
     client.on_subscribe = lambda *_: events.put("subscribed")
-    client.on_connect = lambda client, *_: client.subscribe(reply_topic, qos=1)
+    # Both of them: an answer on the other one is an answer too many.
+    client.on_connect = lambda client, *_: client.subscribe(topic + "reply/#", qos=1)
     client.connect(host, int(port))
     client.loop_start()
     assert events.get(timeout=WAIT_S) == "subscribed"

@@ -231,6 +231,9 @@ fn files_that_cannot_be_used_are_named_and_nothing_panics() {
     check(&gallery(&["stats".as_ref(), "--gallery".as_ref(), &store]), "store");
 }
 
+/// Makes a command that reads this bundle.
+type MakeCommand<'a> = &'a dyn Fn(&Path) -> Command;
+
 #[test]
 fn a_damaged_file_of_a_bundle_is_named_by_every_command_that_reads_it() {
     let fixture = Fixture::ingested().unwrap();
@@ -258,7 +261,7 @@ fn a_damaged_file_of_a_bundle_is_named_by_every_command_that_reads_it() {
         command.arg("--gallery").arg(fixture.gallery());
         command
     };
-    let damages: [(&str, &[&dyn Fn(&Path) -> Command]); 4] = [
+    let damages: [(&str, &[MakeCommand]); 4] = [
         ("space.toml", &[&embed, &query, &ingest, &serve]),
         ("query.onnx", &[&embed, &query]),
         ("gallery.onnx", &[&ingest]),
