@@ -2,11 +2,11 @@
 //!
 //! In reading order:
 //!
-//! 1. [`networks`]: EfficientNet-Lite backbones, the head, and their pretrained weights.
+//! 1. [`networks`]: backbones (EfficientNet-Lite, both MobileNets, ShuffleNetV2), heads, and pretrained weights.
 //! 2. [`photos`] and [`features`]: what a network makes of many photos, cached and resumable.
 //! 3. [`projection`]: PCA-whitening (which makes the gallery's space) and ridge regression (which puts an untrained query
 //!    network into it), in closed form.
-//! 4. [`losses`], [`schedule`] and [`training`]: SSP and the loop.
+//! 4. [`losses`], [`schedule`], [`preparation`] and [`training`]: SSP, its rivals and ours, and the loop.
 //! 5. [`retrieval`]: mAP and recall.
 //! 6. [`onnx`]: networks to files, checked against the module.
 //! 7. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
@@ -15,7 +15,7 @@
 //! `glimpse-embedder`, the teacher's and the frozen backbone's too: it is several times faster than Burn on
 //! processors, and it is what runs in the field.
 //!
-//! What is absent: training of the backbone, and labels. Roles and objects of photos are read for evaluation only.
+//! What is absent: labels. Roles and objects of photos are read for evaluation only.
 
 pub mod commands;
 pub mod features;
@@ -24,6 +24,7 @@ pub mod losses;
 pub mod networks;
 pub mod onnx;
 pub mod photos;
+pub mod preparation;
 pub mod progress;
 pub mod projection;
 pub mod retrieval;

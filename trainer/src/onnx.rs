@@ -119,7 +119,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::networks::{Architecture, EmbeddingNetwork, preprocessing};
+    use crate::networks::{Architecture, EmbeddingNetwork};
     use crate::projection::Projection;
     use glimpse_embedder::{Embedder, RgbImage};
 
@@ -127,9 +127,9 @@ mod tests {
     fn network() -> EmbeddingNetwork {
         let device = Device::flex();
         device.seed(5);
-        let network = Architecture::Miniature.init(&device).fold();
+        let network = Architecture::MINIATURE.init(&device).fold();
         let weight = (0..16 * 4).map(|i| ((i * 7 % 13) as f32 - 6.0) / 5.0).collect();
-        let head = network.head.project(&Projection { weight, bias: vec![0.1; 4] }, &device);
+        let head = network.head.project(&Projection { weight, bias: vec![0.1; 4] }, None, &device);
         EmbeddingNetwork { backbone: network.backbone, head }
     }
 
@@ -146,11 +146,11 @@ mod tests {
         let names: Vec<&str> =
             model.graph().unwrap().initializer.iter().filter_map(|tensor| tensor.name.as_deref()).collect();
         assert!(
-            ["head.conv.weight", "head.linear.weight"].iter().all(|name| names.contains(name)),
+            ["head.conv.conv.weight", "head.linear.weight"].iter().all(|name| names.contains(name)),
             "{names:?}"
         );
         for size in [32, 64, 160] {
-            let preprocessing = preprocessing(size);
+            let preprocessing = Architecture::MINIATURE.preprocessing(size);
             let metadata = gallery_metadata(&model, preprocessing, 4).unwrap();
             write(model.clone(), &metadata, &path).unwrap();
             let inputs = [preprocessing.tensor(&photo(3)), preprocessing.tensor(&photo(8))];
@@ -162,17 +162,47 @@ mod tests {
     }
 
     #[test]
+    fn every_family_can_be_exported() {
+        use crate::networks::{Blueprint, HeadConfig, Norms};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("query.onnx");
+        for (name, channels, rank) in [
+            ("mobilenet-v2-x0.25-s3", None, None),
+            ("mobilenet-v3-small-x0.25", Some(16), None),
+            ("shufflenet-v2-x0.2", None, Some(3)),
+        ] {
+            let blueprint = Blueprint {
+                network: name.parse().unwrap(),
+                head: HeadConfig { channels, rank },
+                norms: Norms::Folded,
+                dimension: 4,
+            };
+            let network = blueprint.at_random(&Device::flex());
+            let model = export(&network, "embedding", EmbeddingNetwork::forward).unwrap();
+            for size in [64, 96] {
+                let preprocessing = blueprint.network.preprocessing(size);
+                let metadata = gallery_metadata(&model, preprocessing, 4).unwrap();
+                write(model.clone(), &metadata, &path).unwrap();
+                let inputs = [preprocessing.tensor(&photo(3))];
+                let cosine = verify(&path, &preprocessing, &inputs, |image| network.forward(image));
+                assert!(cosine.unwrap() > COSINE_MIN, "{name}, {size}");
+            }
+        }
+    }
+
+    #[test]
     fn another_network_is_found_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("query.onnx");
         let network = network();
-        let preprocessing = preprocessing(64);
+        let preprocessing = Architecture::MINIATURE.preprocessing(64);
         let model = export(&network, "embedding", EmbeddingNetwork::forward).unwrap();
         let metadata = gallery_metadata(&model, preprocessing, 4).unwrap();
         write(model, &metadata, &path).unwrap();
         let mut other = network.clone();
         other.head = other.head.project(
             &Projection { weight: (0..64).map(|i| (i as f32).cos()).collect(), bias: vec![0.0; 4] },
+            None,
             &Device::flex(),
         );
         let inputs = [preprocessing.tensor(&photo(3))];

@@ -6,7 +6,7 @@ use glimpse_embedder::{PhotoError, RgbImage, read_photo};
 use image::imageops;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Why there is no list of photos.
@@ -123,6 +123,42 @@ impl PhotoList {
     }
 }
 
+impl PhotoList {
+    /// Decodes a photo as training sees it in `epoch`.
+    ///
+    /// # Errors
+    /// [`PhotoError`].
+    pub fn augmented(
+        &self,
+        index: usize,
+        view: usize,
+        augmentation: Augmentation,
+        seed: u64,
+        epoch: u64,
+    ) -> Result<RgbImage, PhotoError> {
+        match augmentation {
+            Augmentation::Views => self.view(index, view, seed),
+            Augmentation::Paper => {
+                let photo = read_photo(&self.file(index))?;
+                let mut random = ChaCha8Rng::seed_from_u64(seed ^ epoch.rotate_left(32));
+                random.set_stream(index as u64);
+                Ok(paper_view(&photo, &mut random))
+            }
+        }
+    }
+}
+
+/// What the student sees of a photo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Augmentation {
+    /// The very view that the teacher embedded ("consistent teaching").
+    Views,
+    /// Another random crop and colour jitter each epoch, of a photo that the teacher embedded as it is: the recipe of Wu
+    /// et al., arXiv 2403.00648.
+    Paper,
+}
+
 fn list_folder(path: &Path) -> Result<Vec<Photo>, PhotoListError> {
     let folder = |source| PhotoListError::Folder { path: path.into(), source };
     let mut photos = Vec::new();
@@ -147,14 +183,7 @@ const COLOUR_CHANGE: f32 = 0.3;
 /// A random crop, mirrored half of the time, with other light. The teacher embeds the same view, so that nothing needs
 /// to be invariant by force.
 fn augment(photo: &RgbImage, random: &mut ChaCha8Rng) -> RgbImage {
-    let (width, height) = (f64::from(photo.width()), f64::from(photo.height()));
-    let area = random.random_range(CROP_AREA);
-    let aspect = random.random_range(CROP_ASPECT).sqrt();
-    let w = (width * area.sqrt() * aspect).min(width).max(1.0) as u32;
-    let h = (height * area.sqrt() / aspect).min(height).max(1.0) as u32;
-    let x = random.random_range(0..=photo.width() - w);
-    let y = random.random_range(0..=photo.height() - h);
-    let mut view = imageops::crop_imm(photo, x, y, w, h).to_image();
+    let mut view = random_crop(photo, CROP_AREA, CROP_ASPECT, random);
     if random.random_bool(0.5) {
         imageops::flip_horizontal_in_place(&mut view);
     }
@@ -173,6 +202,71 @@ fn augment(photo: &RgbImage, random: &mut ChaCha8Rng) -> RgbImage {
         }
     }
     view
+}
+
+/// Area of a crop of the paper's recipe, as a fraction of the photo's, and its aspect ratio.
+const PAPER_AREA: std::ops::Range<f64> = 0.8..1.0;
+const PAPER_ASPECT: std::ops::Range<f64> = 0.75..4.0 / 3.0;
+/// Share of photos whose colours change, and by how much: brightness, contrast, saturation, hue (of a full turn).
+const PAPER_JITTER_SHARE: f64 = 0.8;
+const PAPER_JITTER: [f32; 4] = [0.4, 0.4, 0.2, 0.1];
+
+/// A random crop, and other colours most of the time.
+fn paper_view(photo: &RgbImage, random: &mut ChaCha8Rng) -> RgbImage {
+    let mut view = random_crop(photo, PAPER_AREA, PAPER_ASPECT, random);
+    if random.random_bool(PAPER_JITTER_SHARE) {
+        let mut change = |range: f32| 1.0 + random.random_range(-range..range);
+        let [brightness, contrast, saturation] = [0, 1, 2].map(|i| change(PAPER_JITTER[i]));
+        let turn = random.random_range(-PAPER_JITTER[3]..PAPER_JITTER[3]);
+        jitter(&mut view, brightness, contrast, saturation, turn);
+    }
+    view
+}
+
+/// Changes brightness, contrast (around the photo's mean grey), saturation (around each pixel's grey) and hue, in this
+/// order.
+fn jitter(photo: &mut RgbImage, brightness: f32, contrast: f32, saturation: f32, hue_turn: f32) {
+    let luma = |rgb: [f32; 3]| 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2];
+    let bright = |pixel: &image::Rgb<u8>| pixel.0.map(|level| f32::from(level) * brightness);
+    let count = (photo.width() * photo.height()).max(1) as f32;
+    let mean = photo.pixels().map(|pixel| luma(bright(pixel))).sum::<f32>() / count;
+    let rotation = hue_rotation(hue_turn);
+    for pixel in photo.pixels_mut() {
+        let rgb = bright(pixel).map(|level| (level - mean) * contrast + mean);
+        let grey = luma(rgb);
+        let rgb = rgb.map(|level| (level - grey) * saturation + grey);
+        let turned = rotation.map(|row| row[0] * rgb[0] + row[1] * rgb[1] + row[2] * rgb[2]);
+        pixel.0 = turned.map(|level| level.clamp(0.0, 255.0) as u8);
+    }
+}
+
+/// A rotation of colours about the grey axis, which leaves greys alone: Rodrigues' formula for (1, 1, 1) / sqrt 3.
+fn hue_rotation(turn: f32) -> [[f32; 3]; 3] {
+    let (sin, cos) = (turn * std::f32::consts::TAU).sin_cos();
+    let (same, across) = (cos + (1.0 - cos) / 3.0, (1.0 - cos) / 3.0);
+    let skew = sin / 3.0_f32.sqrt();
+    [
+        [same, across - skew, across + skew],
+        [across + skew, same, across - skew],
+        [across - skew, across + skew, same],
+    ]
+}
+
+/// A crop of random area, aspect (relative to the photo's) and place.
+fn random_crop(
+    photo: &RgbImage,
+    area: std::ops::Range<f64>,
+    aspect: std::ops::Range<f64>,
+    random: &mut ChaCha8Rng,
+) -> RgbImage {
+    let (width, height) = (f64::from(photo.width()), f64::from(photo.height()));
+    let area = random.random_range(area);
+    let aspect = random.random_range(aspect).sqrt();
+    let w = (width * area.sqrt() * aspect).min(width).max(1.0) as u32;
+    let h = (height * area.sqrt() / aspect).min(height).max(1.0) as u32;
+    let x = random.random_range(0..=photo.width() - w);
+    let y = random.random_range(0..=photo.height() - h);
+    imageops::crop_imm(photo, x, y, w, h).to_image()
 }
 
 #[cfg(test)]
@@ -195,6 +289,39 @@ mod tests {
         assert_ne!(view(0, 1, 7), view(0, 2, 7));
         assert_ne!(view(0, 1, 7), view(1, 1, 7));
         assert_ne!(view(0, 1, 7), view(0, 1, 8));
+    }
+
+    #[test]
+    fn the_papers_views_change_from_epoch_to_epoch() {
+        let dir = tempfile::tempdir().unwrap();
+        write_photo(&dir.path().join("a.png"));
+        let list = PhotoList::read(dir.path()).unwrap();
+        let view = |seed, epoch| list.augmented(0, 0, Augmentation::Paper, seed, epoch).unwrap();
+        assert_eq!(view(7, 3), view(7, 3));
+        assert_ne!(view(7, 3), view(7, 4));
+        assert_ne!(view(7, 3), view(8, 3));
+        let (width, height) = view(7, 3).dimensions();
+        let area = f64::from(width * height) / (40.0 * 30.0);
+        assert!((0.7..=1.0).contains(&area), "{area}");
+        assert_eq!(list.augmented(0, 2, Augmentation::Views, 7, 3).unwrap(), list.view(0, 2, 7).unwrap());
+    }
+
+    #[test]
+    fn jitter_changes_what_it_says() {
+        let pixel = |rgb, change: [f32; 4]| {
+            let mut photo = RgbImage::from_pixel(2, 1, image::Rgb(rgb));
+            jitter(&mut photo, change[0], change[1], change[2], change[3]);
+            photo.get_pixel(0, 0).0
+        };
+        assert_eq!(pixel([100, 50, 20], [1.2, 1.0, 1.0, 0.0]), [120, 60, 24]);
+        // Greys have no saturation and no hue, and one colour has no contrast.
+        assert_eq!(pixel([90, 90, 90], [1.0, 0.5, 1.2, 0.0]), [90, 90, 90]);
+        // A third of a turn makes red green.
+        let [r, g, b] = pixel([200, 0, 0], [1.0, 1.0, 1.0, 1.0 / 3.0]);
+        assert!(r < 2 && g > 198 && b < 2, "{r} {g} {b}");
+        // Without saturation all that is left is grey: 0.299 x 200.
+        let grey = pixel([200, 0, 0], [1.0, 1.0, 0.0, 0.0]);
+        assert!(grey.iter().all(|level| (59..=60).contains(level)), "{grey:?}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Device;
 use glimpse_embedder::{ModelMetadata, RgbImage, Role};
 use glimpse_trainer::features::{Extraction, FeatureError, Features};
-use glimpse_trainer::networks::{Architecture, Backbone, preprocessing};
+use glimpse_trainer::networks::{Architecture, Backbone};
 use glimpse_trainer::onnx;
 use glimpse_trainer::photos::PhotoList;
 
@@ -28,10 +28,14 @@ fn prepare(dir: &Path, count: u32, seed: u64) -> PhotoList {
 fn write_backbone(path: &Path, seed: u64) {
     let device = Device::flex();
     device.seed(seed);
-    let backbone = Architecture::Miniature.init(&device).fold().backbone;
+    let backbone = Architecture::MINIATURE.init(&device).fold().backbone;
     let model = onnx::export(&backbone, "maps", Backbone::forward).unwrap();
-    let metadata =
-        ModelMetadata { role: Role::Features, space: None, dimension: 8, preprocessing: preprocessing(32) };
+    let metadata = ModelMetadata {
+        role: Role::Features,
+        space: None,
+        dimension: 8,
+        preprocessing: Architecture::MINIATURE.preprocessing(32),
+    };
     onnx::write(model, &metadata, path).unwrap();
 }
 
@@ -42,7 +46,7 @@ fn extract(
     stop: &AtomicBool,
 ) -> Result<Features, FeatureError> {
     let model = dir.join("backbone.onnx");
-    let preprocessing = preprocessing(32);
+    let preprocessing = Architecture::MINIATURE.preprocessing(32);
     let extraction =
         Extraction { name: "maps", model: &model, preprocessing, photos, views, seed: 1, half: true };
     extraction.run(&dir.join("maps.safetensors"), stop)

@@ -18,11 +18,12 @@ fn features_agree_with_the_reference_definition() {
     for (name, expected) in fixture["networks"].as_object().expect("networks by name") {
         let Some(path) = weights_of(name) else { continue };
         let architecture: Architecture = name.parse().expect("a known network");
-        let network = load_pretrained(architecture, &path, &Device::flex()).expect("the checkpoint loads");
+        let network =
+            load_pretrained(architecture, &path, &Device::flex()).expect("the checkpoint loads").fold();
         let size = expected["size"].as_u64().expect("a size") as usize;
         let maps = network.backbone.forward(photo(size));
         let [_, channels, height, width] = maps.dims();
-        assert_eq!((channels, height, width), (architecture.map_channels(), size / 32, size / 32));
+        assert_eq!((channels, height, width), (architecture.plan().map_channels(), size / 32, size / 32));
         let features = values(network.head.pool(maps.clone()));
         let maps = values(maps);
         let maps: Vec<f32> = (0..16).map(|c| maps[(c * height + 3) * width + 3]).collect();

@@ -4,21 +4,24 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use glimpse_quantizer::Codebook;
 use glimpse_trainer::features::Features;
-use glimpse_trainer::losses::{GlobalCosine, Loss, Ssp};
-use glimpse_trainer::networks::HeadWeights;
-use glimpse_trainer::projection::Projection;
+use glimpse_trainer::losses::{GlobalCosine, Loss, Ssp, Temperatures};
+use glimpse_trainer::networks::{
+    Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms, Parameters,
+};
 use glimpse_trainer::training::{
-    Run, TrainingConfig, TrainingError, TrainingSet, Validation, initialise, read_best,
+    Inputs, OptimizerName, Report, Run, TrainingConfig, TrainingError, TrainingSet, Validation, initialise,
+    read_best, read_metrics,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-const MAP: [usize; 3] = [4, 2, 2];
-const CHANNELS: usize = 6;
+/// Maps of a miniature after six of its seven stages.
+const MAP: [usize; 3] = [8, 2, 2];
+const FROZEN: Frozen = Frozen::Stages(6);
 const D: usize = 4;
 const VIEWS: usize = 40;
 
@@ -28,53 +31,77 @@ fn random(n: usize, seed: u64) -> Vec<f32> {
 }
 
 fn maps(n: usize, seed: u64) -> Features {
-    Features::from_f32(MAP.to_vec(), (0..n as u32).collect(), random(n * 16, seed))
+    Features::from_f32(MAP.to_vec(), (0..n as u32).collect(), random(n * MAP.iter().product::<usize>(), seed))
 }
 
-fn head(seed: u64) -> HeadWeights {
-    HeadWeights {
-        map_channels: MAP[0],
-        channels: CHANNELS,
-        conv_weight: random(CHANNELS * MAP[0], seed),
-        conv_bias: vec![0.5; CHANNELS],
-        projection: Projection { weight: random(CHANNELS * D, seed + 1), bias: vec![0.0; D] },
-    }
+fn blueprint(norms: Norms) -> Blueprint {
+    Blueprint { network: Architecture::MINIATURE, head: HeadConfig::default(), norms, dimension: D }
 }
 
-/// The teacher is a head like the student, with other weights: what it does can be learned.
+/// Always the same network for the same number: Burn's own seed is one for all threads, and tests run side by side, so the
+/// numbers come from elsewhere.
+fn network(number: u64, norms: Norms) -> EmbeddingNetwork {
+    let device = Device::flex();
+    let template = blueprint(norms).at_random(&device);
+    let drawn = Parameters::of(&template).map(|path, i| {
+        let value = random(1, number * 1_000_003 + i as u64 * 31 + path.len() as u64)[0];
+        // Variances have to be positive.
+        if path.ends_with("running_var") { 0.5 + value.abs() } else { value * 0.5 }
+    });
+    drawn.apply(template).unwrap()
+}
+
+/// The teacher is a network like the student, with other weights: what it does can be learned.
 fn problem() -> (TrainingSet, Validation, Vec<(f64, Box<dyn Loss>)>) {
-    let teacher = head(10).head(&Device::flex());
+    let teacher = network(10, Norms::Folded);
     let embed = |maps: &Features| -> Vec<f32> {
         let tensor = Tensor::<4>::from_data(
-            burn::tensor::TensorData::new(maps.to_f32(), [maps.len(), MAP[0], MAP[1], MAP[2]]),
+            TensorData::new(maps.to_f32(), [maps.len(), MAP[0], MAP[1], MAP[2]]),
             &Device::flex(),
         );
-        teacher.forward(tensor).try_into_vec_as().unwrap()
+        teacher.forward_after(FROZEN, tensor).try_into_vec_as().unwrap()
     };
     let train = maps(VIEWS, 1);
     let embeddings = Features::from_f32(vec![D], (0..VIEWS as u32).collect(), embed(&train));
     let queries = maps(12, 2);
     let gallery = embed(&queries);
-    let validation = Validation { queries, gallery, answers: (0..12).map(|i| vec![i]).collect() };
+    let answers = (0..12).map(|i| vec![i]).collect();
+    let validation = Validation { queries: Inputs::Maps(queries), gallery, answers };
     let device = Device::flex().autodiff();
     let codebook = Codebook::new(2, 8, D, random(2 * 8 * 2, 5), None).unwrap();
-    let losses: Vec<(f64, Box<dyn Loss>)> =
-        vec![(1.0, Box::new(Ssp::new(&codebook, 0.1, &device))), (0.5, Box::new(GlobalCosine))];
-    (TrainingSet::new(train, embeddings).unwrap(), validation, losses)
+    let losses: Vec<(f64, Box<dyn Loss>)> = vec![
+        (1.0, Box::new(Ssp::new(&codebook, Temperatures::PUBLISHED, &device))),
+        (0.5, Box::new(GlobalCosine)),
+    ];
+    (TrainingSet::new(Inputs::Maps(train), embeddings).unwrap(), validation, losses)
+}
+
+fn config() -> TrainingConfig {
+    TrainingConfig {
+        steps: 20,
+        batch: 16,
+        accumulate: 1,
+        optimizer: OptimizerName::AdamW,
+        learning_rate: 0.01,
+        warm_up: 3,
+        weight_decay: 0.01,
+        ema: 0.0,
+        seed: 7,
+    }
 }
 
 /// Runs `act` on a run in `folder`.
-fn with_run<T>(folder: &Path, learning_rate: f64, act: impl FnOnce(&Run) -> T) -> T {
+fn with_run<T>(folder: &Path, config: &TrainingConfig, act: impl FnOnce(&Run) -> T) -> T {
     let (set, validation, losses) = problem();
-    let config =
-        TrainingConfig { steps: 20, batch: 16, learning_rate, warm_up: 3, weight_decay: 0.01, seed: 7 };
-    let settings = json!({ "training": &config, "network": "tiny" });
+    let settings = json!({ "training": config, "network": "tiny" });
     act(&Run {
-        config: &config,
+        config,
         settings: &settings,
         losses: &losses,
         set: &set,
         validation: &validation,
+        frozen: FROZEN,
+        device: &Device::flex(),
         folder,
     })
 }
@@ -87,64 +114,123 @@ fn stop_after_the_first_epoch(folder: &Path, stop: &AtomicBool, done: &AtomicBoo
     stop.store(true, Ordering::Relaxed);
 }
 
-#[test]
-fn a_stopped_and_resumed_run_equals_one_that_was_not() {
+/// Whole, and stopped and resumed: the same network in the end, the same lines on the way.
+fn check_resume(config: &TrainingConfig, norms: Norms) {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let never = AtomicBool::new(false);
-    let expected = with_run(whole.path(), 0.01, |run| run.start(head(20), &never).unwrap());
+    let start = || network(20, norms);
+    let expected = with_run(whole.path(), config, |run| run.start(start(), &never).unwrap());
     assert!(expected.complete && expected.step == 20);
 
     let (stop, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let first = std::thread::scope(|scope| {
         scope.spawn(|| stop_after_the_first_epoch(parts.path(), &stop, &done));
-        let outcome = with_run(parts.path(), 0.01, |run| run.start(head(20), &stop).unwrap());
+        let outcome = with_run(parts.path(), config, |run| run.start(start(), &stop).unwrap());
         done.store(true, Ordering::Relaxed);
         outcome
     });
     // The flag is raised from outside; where the run was quicker, the test below holds all the same.
     assert_eq!(first.complete, first.step == 20);
-    let resumed = with_run(parts.path(), 0.01, |run| run.resume(&never).unwrap());
+    // A checkpoint brings its own weights: those of the network that is handed in do not matter.
+    let resumed = with_run(parts.path(), config, |run| run.resume(network(21, norms), &never).unwrap());
     assert_eq!(resumed, expected);
     let metrics = |folder: &Path| -> Vec<(u64, f64)> {
-        let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        lines
-            .map(|line| (line["step"].as_u64().unwrap(), line["validation"]["map"].as_f64().unwrap()))
-            .collect()
+        read_metrics(folder).iter().map(|line| (line.step, line.validation.map)).collect()
     };
     assert_eq!(metrics(whole.path()), metrics(parts.path()));
-    assert_eq!(metrics(whole.path()).len(), 10);
+    assert_eq!(metrics(whole.path()).len(), 20 * config.accumulate as usize / 2);
 }
 
 #[test]
-fn training_lowers_the_loss_and_keeps_the_best_head() {
+fn a_stopped_and_resumed_run_equals_one_that_was_not() {
+    check_resume(&config(), Norms::Folded);
+}
+
+#[test]
+fn so_it_does_with_sgd_a_moving_average_and_live_norms() {
+    let config = TrainingConfig { optimizer: OptimizerName::Sgd, ema: 0.9, learning_rate: 0.1, ..config() };
+    check_resume(&config, Norms::Live);
+}
+
+#[test]
+fn only_what_comes_after_the_frozen_stages_learns() {
     let folder = tempfile::tempdir().unwrap();
-    let outcome = with_run(folder.path(), 0.03, |run| run.start(head(20), &AtomicBool::new(false)).unwrap());
-    let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
-    let losses: Vec<f64> = text
-        .lines()
-        .map(|line| {
-            serde_json::from_str::<serde_json::Value>(line).unwrap()["losses"]["ssp"].as_f64().unwrap()
-        })
-        .collect();
-    assert!(losses.last() < losses.first(), "{losses:?}");
+    let start = network(20, Norms::Live);
+    let before = Parameters::of(&start);
+    let after =
+        with_run(folder.path(), &config(), |run| run.start(start, &AtomicBool::new(false)).unwrap().last);
+    let changed = before.differing(&after);
+    assert!(changed.iter().any(|path| path.starts_with("head.linear.weight")), "{changed:?}");
+    assert!(changed.iter().any(|path| path.starts_with("backbone.blocks.")), "{changed:?}");
+    // Six stages of a miniature have nine blocks: 1, 1, 1, 2, 2, 2.
+    let frozen = |path: &&String| {
+        let block = path.strip_prefix("backbone.blocks.").and_then(|rest| rest.split('.').next());
+        path.starts_with("backbone.stem") || block.is_some_and(|block| block.parse::<usize>().unwrap() < 9)
+    };
+    assert!(!changed.iter().any(|path| frozen(&path)), "{changed:?}");
+}
+
+#[test]
+fn two_accumulated_batches_are_one_of_twice_the_size() {
+    let train = |batch, accumulate| {
+        let folder = tempfile::tempdir().unwrap();
+        // One step over the whole set: which rows stand in which half does not matter then.
+        let config = TrainingConfig {
+            steps: 1,
+            batch,
+            accumulate,
+            warm_up: 0,
+            optimizer: OptimizerName::Sgd,
+            ..config()
+        };
+        let start = network(20, Norms::Folded);
+        with_run(folder.path(), &config, |run| run.start(start, &AtomicBool::new(false)).unwrap().last)
+    };
+    let difference = train(VIEWS, 1).largest_difference(&train(VIEWS / 2, 2));
+    // Sums in another order, in 32 bits, through one step.
+    assert!(difference < 1e-5, "{difference}");
+    let unequal = train(VIEWS, 1).largest_difference(&train(VIEWS / 2, 1));
+    assert!(unequal > 1e-4, "half of the set gives another step: {unequal}");
+}
+
+#[test]
+fn training_lowers_the_loss_and_keeps_the_best_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainingConfig { learning_rate: 0.03, ..config() };
+    let start = network(20, Norms::Folded);
+    let outcome = with_run(folder.path(), &config, |run| run.start(start, &AtomicBool::new(false)).unwrap());
+    let lines = read_metrics(folder.path());
+    assert!(lines.last().unwrap().losses["ssp"] < lines[0].losses["ssp"], "{lines:?}");
     let (best, settings) = read_best(folder.path()).unwrap();
     assert_eq!(best, outcome.best);
     assert_eq!(settings["network"], "tiny");
+
+    Report { title: "a run", facts: &[("network", "tiny".to_owned())], epochs: &lines }
+        .write(folder.path())
+        .unwrap();
+    let page = std::fs::read_to_string(folder.path().join("report.md")).unwrap();
+    assert!(page.contains("| network | tiny |") && page.contains("| 10 | 20 | global "), "{page}");
+    let svg = std::fs::read_to_string(folder.path().join("curves.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("validation mAP") && svg.contains("polyline"), "{svg}");
 }
 
 #[test]
 fn a_checkpoint_of_another_configuration_names_what_differs() {
     let folder = tempfile::tempdir().unwrap();
     let stop = AtomicBool::new(true);
-    let outcome = with_run(folder.path(), 0.01, |run| run.start(head(20), &stop).unwrap());
+    let start = || network(20, Norms::Folded);
+    let outcome = with_run(folder.path(), &config(), |run| run.start(start(), &stop).unwrap());
     assert_eq!((outcome.step, outcome.complete), (1, false));
-    let error = with_run(folder.path(), 0.02, |run| run.resume(&stop).unwrap_err());
+    let other = TrainingConfig { learning_rate: 0.02, ..config() };
+    let error = with_run(folder.path(), &other, |run| run.resume(start(), &stop).unwrap_err());
     let TrainingError::AnotherConfiguration { setting, found, asked, .. } = &error else { panic!("{error}") };
     assert_eq!(
         (setting.as_str(), found.as_str(), asked.as_str()),
         ("training.learning_rate", "0.01", "0.02")
     );
+    let error =
+        with_run(folder.path(), &config(), |run| run.resume(network(20, Norms::Live), &stop).unwrap_err());
+    assert!(matches!(error, TrainingError::AnotherNetwork { .. }), "{error}");
 }
 
 #[test]
@@ -153,7 +239,9 @@ fn a_damaged_checkpoint_is_named() {
     let path = folder.path().join("checkpoint.safetensors");
     for bytes in [&b""[..], b"nonsense that is longer than eight bytes", &[0; 64]] {
         std::fs::write(&path, bytes).unwrap();
-        let error = with_run(folder.path(), 0.01, |run| run.resume(&AtomicBool::new(false)).unwrap_err());
+        let start = network(20, Norms::Folded);
+        let error =
+            with_run(folder.path(), &config(), |run| run.resume(start, &AtomicBool::new(false)).unwrap_err());
         assert!(error.to_string().contains("checkpoint.safetensors is no checkpoint"), "{error}");
     }
 }
@@ -161,14 +249,13 @@ fn a_damaged_checkpoint_is_named() {
 #[test]
 fn the_closed_form_finds_a_linear_teacher() {
     let (set, validation, _) = problem();
-    // The teacher's own convolution: what is left to find is its projection, which is linear before the last norm.
-    let start = HeadWeights {
-        projection: Projection { weight: vec![0.0; CHANNELS * D], bias: vec![0.0; D] },
-        ..head(10)
-    };
-    let (found, ridge, scores) =
-        initialise(&start.head(&Device::flex()), &set, &validation, &[100.0, 1e-3]).unwrap();
+    // The teacher's own convolutions: what is left to find is its projection, which is linear before the last norm.
+    let teacher = network(10, Norms::Folded);
+    let head = teacher.head.clone().project_at_random(D, None, &Device::flex());
+    let start = EmbeddingNetwork { head, ..teacher.clone() };
+    let (found, ridge, scores) = initialise(&start, FROZEN, None, &set, &validation, &[100.0, 1e-3]).unwrap();
     assert!((ridge - 1e-3).abs() < 1e-12);
     assert!(scores.map > 0.9, "{scores:?}");
-    assert_eq!(found.conv_weight, start.conv_weight);
+    let changed = Parameters::of(&start).differing(&Parameters::of(&found));
+    assert_eq!(changed, ["head.linear.bias", "head.linear.weight"]);
 }

@@ -8,9 +8,9 @@ use clap::Args;
 use glimpse_embedder::{ModelMetadata, Role, SpaceBundle};
 use serde::Deserialize;
 
-use super::train::{Settings, pretrained_of};
+use super::train::Settings;
 use crate::files::read;
-use crate::networks::{EmbeddingNetwork, preprocessing};
+use crate::networks::EmbeddingNetwork;
 use crate::onnx;
 use crate::photos::PhotoList;
 use crate::training::read_best;
@@ -35,7 +35,6 @@ pub struct Export {
 /// The part of `run.toml` that is needed here.
 #[derive(Deserialize)]
 struct Record {
-    weights: PathBuf,
     validation: PathBuf,
 }
 
@@ -46,7 +45,7 @@ impl Export {
     /// With what failed; also where the written file does not compute what the network does.
     pub(super) fn run(&self) -> Result<()> {
         let bundle = SpaceBundle::load(&self.bundle)?;
-        let (head, settings) = read_best(&self.run)?;
+        let (parameters, settings) = read_best(&self.run)?;
         let settings: Settings =
             serde_json::from_value(settings).context("the run's checkpoint is of another version")?;
         ensure!(
@@ -61,9 +60,10 @@ impl Export {
         let record: Record =
             toml::from_str(&record).with_context(|| format!("{} is damaged", path.display()))?;
 
-        let pretrained = pretrained_of(&settings, &record.weights)?;
-        let network = EmbeddingNetwork { backbone: pretrained.backbone, head: head.head(&Device::flex()) };
-        let preprocessing = preprocessing(settings.size);
+        let template = settings.blueprint.at_random(&Device::flex());
+        let network =
+            parameters.apply(template).context("the run's network is not what its settings say")?.fold();
+        let preprocessing = settings.blueprint.network.preprocessing(settings.size);
         let model = onnx::export(&network, "embedding", EmbeddingNetwork::forward)?;
         let metadata = ModelMetadata {
             role: Role::Query,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 use clap::Args;
 use glimpse_embedder::{ModelMetadata, Preprocessing, Role, SpaceBundle};
@@ -10,14 +10,14 @@ use glimpse_embedder::{ModelMetadata, Preprocessing, Role, SpaceBundle};
 use super::parse_size;
 use crate::features::{Features, Origin, model_hash};
 use crate::files::read;
-use crate::networks::{Architecture, GalleryNetwork, load_pretrained, preprocessing};
+use crate::networks::{Architecture, EmbeddingNetwork, GalleryNetwork, load_pretrained};
 use crate::onnx;
 use crate::projection::{pca_whitening, to_unit};
 
 /// Make a gallery model (or a raw feature model) from pretrained weights.
 #[derive(Debug, Args)]
 pub struct Import {
-    /// Which network: efficientnet-lite0 to efficientnet-lite4. Several (each with its --weights, in the same order) are
+    /// Which network: `glimpse-trainer describe` lists them. Several (each with its --weights, in the same order) are
     /// joined into one: slower and better, and easier to live beside for a query network that is one of them.
     #[arg(long, required = true)]
     network: Vec<Architecture>,
@@ -58,7 +58,7 @@ impl Import {
         let device = Device::flex();
         let network = self.load(&device)?;
         let channels = GalleryNetwork::feature_channels(&self.network);
-        let preprocessing = preprocessing(self.size);
+        let preprocessing = self.preprocessing()?;
         let Some(features_path) = &self.whiten else {
             let model = onnx::export(&network, "features", GalleryNetwork::forward)?;
             let metadata =
@@ -104,8 +104,19 @@ impl Import {
             self.weights.len()
         );
         let members = self.network.iter().zip(&self.weights);
-        let members = members.map(|(&network, weights)| load_pretrained(network, weights, device));
+        let members = members
+            .map(|(&network, weights)| load_pretrained(network, weights, device).map(EmbeddingNetwork::fold));
         Ok(GalleryNetwork::new(members.collect::<Result<Vec<_>, _>>()?))
+    }
+
+    /// One image goes into all networks, so they have to want the same of it.
+    fn preprocessing(&self) -> Result<Preprocessing> {
+        let mut wanted = self.network.iter().map(|network| (network, network.preprocessing(self.size)));
+        let (first, preprocessing) = wanted.next().context("no network is given")?;
+        if let Some((other, _)) = wanted.find(|(_, other)| *other != preprocessing) {
+            bail!("{first} and {other} want photos prepared in different ways, so they cannot be joined");
+        }
+        Ok(preprocessing)
     }
 
     fn write_bundle(&self, metadata: &ModelMetadata) -> Result<()> {

@@ -1,5 +1,6 @@
 //! One file for each command. Results go to stdout, everything else to stderr.
 
+mod describe;
 mod eval;
 mod export;
 mod features;
@@ -20,6 +21,8 @@ use crate::files::read;
 /// The commands, in the order of a first run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Print parameters and multiply-adds of the networks.
+    Describe(describe::Describe),
     /// Make a gallery model (or a raw feature model) from pretrained weights.
     Import(import::Import),
     /// Run an ONNX model over photos and keep what it gives.
@@ -41,6 +44,7 @@ impl Command {
     /// With what failed, and what to do.
     pub fn run(&self, stop: &AtomicBool) -> Result<()> {
         match self {
+            Self::Describe(command) => command.run(),
             Self::Import(command) => command.run(),
             Self::Features(command) => command.run(stop),
             Self::Quantizer(command) => command.run(),

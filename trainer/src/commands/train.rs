@@ -1,24 +1,23 @@
-//! `train`: everything from pretrained weights to the best head.
+//! `train`: everything from pretrained weights to the best network.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
-use clap::Args;
-use glimpse_embedder::{ModelMetadata, Preprocessing, Role, SpaceBundle};
+use clap::{Args, ValueEnum};
+use glimpse_embedder::SpaceBundle;
 use glimpse_quantizer::Codebook;
 use serde::{Deserialize, Serialize};
 
 use super::{parse_size, revision};
-use crate::features::{Extraction, Features};
 use crate::files::{read, write_whole};
-use crate::losses::{GlobalCosine, Loss, Ssp};
-use crate::networks::{Architecture, Backbone, EfficientNet, load_pretrained, preprocessing};
-use crate::onnx;
-use crate::photos::PhotoList;
-use crate::retrieval::{Scores, Task, score};
-use crate::training::{Outcome, Run, TrainingConfig, TrainingSet, Validation, initialise};
+use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
+use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms};
+use crate::photos::Augmentation;
+use crate::preparation::{Preparation, Prepared};
+use crate::training::{OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, read_metrics};
 
 /// Train a query network.
 #[derive(Debug, Args)]
@@ -26,12 +25,12 @@ pub struct Train {
     /// The space bundle, with gallery model and codebook.
     #[arg(long)]
     bundle: PathBuf,
-    /// Which network: efficientnet-lite0 to efficientnet-lite4.
+    /// Which network, FAMILY[-xWIDTH][-sSTAGES]: `glimpse-trainer describe` lists them.
     #[arg(long)]
     network: Architecture,
-    /// Its PyTorch checkpoint.
+    /// Its PyTorch checkpoint; random weights where it is left out (then use --freeze-to none and --norms live).
     #[arg(long)]
-    weights: PathBuf,
+    weights: Option<PathBuf>,
     /// Training photos: a CSV table or a folder. Labels are not used.
     #[arg(long)]
     photos: PathBuf,
@@ -51,34 +50,73 @@ pub struct Train {
     /// Views of each training photo: the photo itself, then random crops.
     #[arg(long, default_value_t = 1)]
     views: usize,
-    /// Gradient steps; 0 keeps the closed form.
+    /// What learns: `all` freezes the whole backbone, a number so many stages (their maps are cached), `none` nothing.
+    #[arg(long, default_value = "all", value_name = "all|STAGE|none")]
+    freeze_to: FreezeTo,
+    /// With --freeze-to none, what the student sees: the teacher's own views, or the paper's random crops and colours.
+    #[arg(long, default_value = "views")]
+    augment: AugmentName,
+    /// Batch norms: folded (frozen statistics) or live.
+    #[arg(long, default_value = "folded")]
+    norms: NormsName,
+    /// Channels of a fresh 1x1 convolution in the head (the paper's head has D); the network's own is kept by default.
+    #[arg(long)]
+    head_channels: Option<usize>,
+    /// A lighter projection: two matrices of this rank.
+    #[arg(long)]
+    rank: Option<usize>,
+    /// The first projection: ridge regression in closed form, or random.
+    #[arg(long, default_value = "ridge")]
+    init: Init,
+    /// Ridges to choose from, in units of the mean eigenvalue.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0])]
+    ridge: Vec<f64>,
+    /// What is minimised: ssp (as in the paper), reg, csd, raml, d3still, ours.
+    #[arg(long, default_value_t = LossName::Ours)]
+    loss: LossName,
+    /// Temperature of SSP, of the student and (without --tau-teacher) of the teacher.
+    #[arg(long, default_value_t = Temperatures::PUBLISHED.student)]
+    tau: f64,
+    /// Temperature of SSP's teacher.
+    #[arg(long)]
+    tau_teacher: Option<f64>,
+    /// Of ours: weight of SSP.
+    #[arg(long, default_value_t = OursConfig::default().ssp)]
+    ssp_weight: f64,
+    /// Of ours: weight of SSP on the whole embedding, with training photos as anchors.
+    #[arg(long, default_value_t = OursConfig::default().bank)]
+    bank_weight: f64,
+    /// Of ours: how many photos are anchors of that term.
+    #[arg(long, default_value_t = OursConfig::default().bank_size)]
+    bank_size: usize,
+    /// Of ours: weight of the global term, the mean of (1 - cos)^2.
+    #[arg(long, default_value_t = OursConfig::default().global)]
+    global_weight: f64,
+    /// Gradient steps; 0 keeps the first projection.
     #[arg(long, default_value_t = 600)]
     steps: u64,
-    /// Views a step.
+    /// Views in a batch.
     #[arg(long, default_value_t = 128)]
     batch: usize,
-    /// Peak learning rate of AdamW.
+    /// Batches a step.
+    #[arg(long, default_value_t = 1)]
+    accumulate: u32,
+    /// adamw, or sgd with Nesterov momentum as in the paper.
+    #[arg(long, default_value_t = OptimizerName::AdamW)]
+    optimizer: OptimizerName,
+    /// Peak learning rate (the paper's, of SGD, is 2.5e-4).
     #[arg(long, default_value_t = 3e-4)]
     lr: f64,
     /// Steps until the peak.
     #[arg(long, default_value_t = 50)]
     warm_up: u64,
-    /// Decay of weights.
+    /// Decay of weights, not of biases and norms.
     #[arg(long, default_value_t = 0.05)]
     weight_decay: f64,
-    /// Temperature of SSP.
-    #[arg(long, default_value_t = Ssp::TEMPERATURE)]
-    tau: f64,
-    /// Weight of SSP.
-    #[arg(long, default_value_t = 1.0)]
-    ssp_weight: f64,
-    /// Weight of the global term, the mean of (1 - cos)^2; 0 is SSP alone.
+    /// Decay a step of a moving average of the network, which is then judged and kept; 0 for none.
     #[arg(long, default_value_t = 0.0)]
-    global_weight: f64,
-    /// Ridges to choose from for the first projection, in units of the mean eigenvalue.
-    #[arg(long, value_delimiter = ',', default_values_t = [0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0])]
-    ridge: Vec<f64>,
-    /// Seed of views and batches.
+    ema: f64,
+    /// Seed of views, batches and random weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Continue the run folder's checkpoint.
@@ -86,18 +124,63 @@ pub struct Train {
     resume: bool,
 }
 
+/// Value of `--freeze-to`.
+#[derive(Debug, Clone, Copy)]
+enum FreezeTo {
+    All,
+    Stage(usize),
+    None,
+}
+
+impl FromStr for FreezeTo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            "none" => Ok(Self::None),
+            number => {
+                number.parse().map(Self::Stage).map_err(|_| "all, none, or a number of stages".to_owned())
+            }
+        }
+    }
+}
+
+/// Value of `--init`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Init {
+    Ridge,
+    Random,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AugmentName {
+    Views,
+    Paper,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NormsName {
+    Folded,
+    Live,
+}
+
 /// What a run is, as it is written to `run.toml` and into checkpoints.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Settings {
     pub(super) space: String,
-    pub(super) network: String,
-    pub(super) weights: String,
     pub(super) size: u32,
+    /// Of the contents, not the path: a run may be resumed in another place.
+    weights: Option<String>,
     views: usize,
-    tau: f64,
-    ssp_weight: f64,
-    global_weight: f64,
+    augment: Augmentation,
+    /// Stages; nothing is frozen where it is missing.
+    frozen_stages: Option<usize>,
+    init: Init,
     ridge: Vec<f64>,
+    pub(super) blueprint: Blueprint,
+    loss: LossConfig,
     training: TrainingConfig,
 }
 
@@ -107,7 +190,7 @@ struct Record<'a> {
     revision: String,
     photos: &'a Path,
     validation: &'a Path,
-    weights: &'a Path,
+    weights: Option<&'a Path>,
     settings: &'a Settings,
 }
 
@@ -118,44 +201,38 @@ impl Train {
     /// With what failed, and after Ctrl-C with how to go on.
     pub(super) fn run(&self, stop: &AtomicBool) -> Result<()> {
         let bundle = SpaceBundle::load(&self.bundle)?;
-        let codebook = Codebook::from_safetensors(&read(&bundle.codebook())?).with_context(|| {
-            format!(
-                "{} cannot be used: make it with `glimpse-trainer quantizer`",
-                bundle.codebook().display()
-            )
-        })?;
-        ensure!(
-            codebook.dimension() == bundle.dimension,
-            "the codebook has {} dimensions and the space has {}: train the quantizer again",
-            codebook.dimension(),
-            bundle.dimension
-        );
+        let codebook = codebook_of(&bundle)?;
         let settings = self.settings(&bundle)?;
         let settings_json = serde_json::to_value(&settings)?;
         std::fs::create_dir_all(&self.run).with_context(|| format!("cannot make {}", self.run.display()))?;
 
-        let pretrained = load_pretrained(self.network, &self.weights, &Device::flex())?;
-        let caches = Caches { command: self, bundle: &bundle, stop };
-        let backbone = caches.backbone(&pretrained.backbone)?;
-        let (set, validation, symmetric) = caches.data(&backbone)?;
+        let device = Device::flex();
+        let network = self.network(&settings, &device)?;
+        let frozen = settings.frozen();
+        let cache = self.run.join("cache");
+        let preparation = self.preparation(&bundle, frozen, &cache, stop);
+        let Prepared { set, validation, symmetric } = preparation.run(&network)?;
         tracing::info!(
             "{} views of {} photos; validation: {} queries against {} photos, gallery model on both sides mAP {:.4}, \
              recall@1 {:.4}",
-            set.maps.len(),
-            set.maps.len() / self.views.max(1),
+            set.len(),
+            set.len() / self.views.max(1),
             validation.answers.len(),
             validation.gallery.len() / bundle.dimension,
             symmetric.map,
             symmetric.recall_at_1
         );
 
-        let losses = self.losses(&codebook);
+        let bank = |count| set.bank(count, self.seed);
+        let losses = settings.loss.terms(&codebook, bank, &device.clone().autodiff());
         let run = Run {
             config: &settings.training,
             settings: &settings_json,
             losses: &losses,
             set: &set,
             validation: &validation,
+            frozen,
+            device: &device,
             folder: &self.run,
         };
         let outcome = if self.resume {
@@ -164,7 +241,7 @@ impl Train {
                 "{} has no checkpoint to resume: leave out --resume",
                 self.run.display()
             );
-            run.resume(stop)?
+            run.resume(network, stop)?
         } else {
             if run.has_checkpoint() {
                 bail!(
@@ -173,14 +250,52 @@ impl Train {
                 );
             }
             self.record(&settings)?;
-            let (start, ridge, scores) = initialise(&pretrained.head, &set, &validation, &self.ridge)?;
-            tracing::info!("closed form with ridge {ridge}: validation mAP {:.4}", scores.map);
-            run.start(start, stop)?
+            let network = match self.init {
+                Init::Random => network,
+                Init::Ridge => {
+                    let (network, ridge, scores) =
+                        initialise(&network, frozen, self.rank, &set, &validation, &self.ridge)?;
+                    tracing::info!("closed form with ridge {ridge}: validation mAP {:.4}", scores.map);
+                    network
+                }
+            };
+            run.start(network, stop)?
         };
-        self.report(&outcome, &validation, symmetric)
+        self.report(&settings, &outcome, symmetric.map)
     }
 
-    fn report(&self, outcome: &Outcome, validation: &Validation, symmetric: Scores) -> Result<()> {
+    fn preparation<'a>(
+        &'a self,
+        bundle: &'a SpaceBundle,
+        frozen: Frozen,
+        cache: &'a Path,
+        stop: &'a AtomicBool,
+    ) -> Preparation<'a> {
+        Preparation {
+            bundle,
+            network: self.network,
+            size: self.size,
+            frozen,
+            photos: &self.photos,
+            val: &self.val,
+            views: self.views,
+            augmentation: self.augment.into(),
+            seed: self.seed,
+            embeddings: self.embeddings.as_deref(),
+            cache,
+            stop,
+        }
+    }
+
+    fn network(&self, settings: &Settings, device: &Device) -> Result<EmbeddingNetwork> {
+        device.seed(self.seed);
+        Ok(match &self.weights {
+            Some(weights) => settings.blueprint.pretrained(weights, device)?,
+            None => settings.blueprint.at_random(device),
+        })
+    }
+
+    fn report(&self, settings: &Settings, outcome: &Outcome, symmetric_map: f64) -> Result<()> {
         if !outcome.complete {
             bail!(
                 "stopped after step {} of {}; continue with the same command and --resume",
@@ -188,14 +303,28 @@ impl Train {
                 self.steps
             );
         }
-        let scores = validation.scores(&outcome.best);
+        let retention = 100.0 * outcome.best_map / symmetric_map;
+        let cost = settings.blueprint.cost(self.size as usize);
+        let facts = [
+            ("network", self.network.to_string()),
+            ("parameters", cost.parameters.to_string()),
+            ("multiply-adds", cost.multiply_adds.to_string()),
+            ("input", format!("{0} x {0} px", self.size)),
+            ("loss", settings.loss.name.to_string()),
+            ("steps", self.steps.to_string()),
+            ("best after step", outcome.best_step.to_string()),
+            ("validation mAP", format!("{:.4}", outcome.best_map)),
+            ("of the gallery model's on both sides", format!("{retention:.1} %")),
+            ("revision", revision()),
+        ];
+        let title = format!("{} in space {}", self.network, settings.space);
+        Report { title: &title, facts: &facts, epochs: &read_metrics(&self.run) }.write(&self.run)?;
         tracing::info!(
-            "best after step {}: validation mAP {:.4} ({:.1} % of the gallery model on both sides), recall@1 {:.4}; \
-             now `glimpse-trainer export --run {} --bundle {}`",
+            "best after step {}: validation mAP {:.4} ({retention:.1} % of the gallery model on both sides); report in \
+             {}; now `glimpse-trainer export --run {} --bundle {}`",
             outcome.best_step,
-            scores.map,
-            100.0 * scores.map / symmetric.map,
-            scores.recall_at_1,
+            outcome.best_map,
+            self.run.join("report.md").display(),
             self.run.display(),
             self.bundle.display()
         );
@@ -204,40 +333,85 @@ impl Train {
 
     fn settings(&self, bundle: &SpaceBundle) -> Result<Settings> {
         ensure!(self.views >= 1 && self.batch >= 1, "--views and --batch must be at least 1");
-        for (name, value) in [("--lr", self.lr), ("--tau", self.tau)] {
+        ensure!(self.accumulate >= 1, "--accumulate must be at least 1");
+        ensure!(
+            self.rank != Some(0) && self.head_channels != Some(0),
+            "--rank and --head-channels must be at least 1"
+        );
+        ensure!((0.0..1.0).contains(&self.ema), "--ema must be at least 0 and below 1");
+        let tau_teacher = self.tau_teacher.unwrap_or(self.tau);
+        for (name, value) in [("--lr", self.lr), ("--tau", self.tau), ("--tau-teacher", tau_teacher)] {
             ensure!(value > 0.0 && value.is_finite(), "{name} must be above zero");
         }
-        for value in self.ridge.iter().chain([&self.weight_decay, &self.ssp_weight, &self.global_weight]) {
+        let ours = OursConfig {
+            ssp: self.ssp_weight,
+            bank: self.bank_weight,
+            bank_size: self.bank_size,
+            global: self.global_weight,
+            ..OursConfig::default()
+        };
+        for value in self.ridge.iter().chain([&self.weight_decay, &ours.ssp, &ours.bank, &ours.global]) {
             ensure!(*value >= 0.0 && value.is_finite(), "weights, decay and ridges must not be negative");
         }
-        ensure!(self.ssp_weight + self.global_weight > 0.0, "all terms of the loss have weight zero");
+        ensure!(
+            self.loss != LossName::Ours || ours.ssp + ours.bank + ours.global > 0.0,
+            "all terms of the loss have weight zero"
+        );
+        let stages = self.network.plan().stages.len();
+        let frozen_stages = match self.freeze_to {
+            FreezeTo::All => Some(stages),
+            FreezeTo::Stage(stage) => Some(stage),
+            FreezeTo::None => None,
+        };
+        ensure!(
+            frozen_stages.is_none_or(|frozen| frozen <= stages),
+            "{} has {stages} stages, and --freeze-to asks for more",
+            self.network
+        );
+        ensure!(
+            self.weights.is_some() || frozen_stages.is_none(),
+            "random weights that are frozen learn nothing: give --weights, or use --freeze-to none"
+        );
+        ensure!(
+            frozen_stages.is_none() || matches!(self.augment, AugmentName::Views),
+            "--augment paper changes photos from epoch to epoch, and maps of frozen stages are cached: use --freeze-to none"
+        );
         Ok(Settings {
             space: bundle.space.to_string(),
-            network: self.network.to_string(),
-            // The contents, not the path: a run may be resumed in another place.
-            weights: blake3::hash(&read(&self.weights)?).to_hex().to_string(),
             size: self.size,
+            weights: self
+                .weights
+                .as_ref()
+                .map(|path| Ok::<_, anyhow::Error>(blake3::hash(&read(path)?).to_hex().to_string()))
+                .transpose()?,
             views: self.views,
-            tau: self.tau,
-            ssp_weight: self.ssp_weight,
-            global_weight: self.global_weight,
+            augment: self.augment.into(),
+            frozen_stages,
+            init: self.init,
             ridge: self.ridge.clone(),
+            blueprint: Blueprint {
+                network: self.network,
+                head: HeadConfig { channels: self.head_channels, rank: self.rank },
+                norms: self.norms.into(),
+                dimension: bundle.dimension,
+            },
+            loss: LossConfig {
+                name: self.loss,
+                temperatures: Temperatures { student: self.tau, teacher: tau_teacher },
+                ours,
+            },
             training: TrainingConfig {
                 steps: self.steps,
                 batch: self.batch,
+                accumulate: self.accumulate,
+                optimizer: self.optimizer,
                 learning_rate: self.lr,
                 warm_up: self.warm_up,
                 weight_decay: self.weight_decay,
+                ema: self.ema,
                 seed: self.seed,
             },
         })
-    }
-
-    fn losses(&self, codebook: &Codebook) -> Vec<(f64, Box<dyn Loss>)> {
-        let device = Device::flex().autodiff();
-        let ssp: Box<dyn Loss> = Box::new(Ssp::new(codebook, self.tau, &device));
-        let terms = [(self.ssp_weight, ssp), (self.global_weight, Box::new(GlobalCosine) as Box<dyn Loss>)];
-        terms.into_iter().filter(|(weight, _)| *weight > 0.0).collect()
     }
 
     fn record(&self, settings: &Settings) -> Result<()> {
@@ -245,113 +419,47 @@ impl Train {
             revision: revision(),
             photos: &self.photos,
             validation: &self.val,
-            weights: &self.weights,
+            weights: self.weights.as_deref(),
             settings,
         };
         Ok(write_whole(&self.run.join("run.toml"), toml::to_string_pretty(&record)?.as_bytes())?)
     }
 }
 
-/// What is computed once and kept in the run folder.
-struct Caches<'a> {
-    command: &'a Train,
-    bundle: &'a SpaceBundle,
-    stop: &'a AtomicBool,
-}
-
-impl Caches<'_> {
-    /// The frozen backbone as ONNX: tract runs it several times faster than Burn.
-    fn backbone(&self, backbone: &Backbone) -> Result<PathBuf> {
-        let path = self.path("backbone.onnx");
-        let model = onnx::export(backbone, "maps", Backbone::forward)?;
-        let metadata = ModelMetadata {
-            role: Role::Features,
-            space: None,
-            dimension: self.command.network.map_channels(),
-            preprocessing: preprocessing(self.command.size),
-        };
-        onnx::write(model, &metadata, &path)?;
-        Ok(path)
-    }
-
-    /// Training set, validation, and the scores of the gallery model on both sides.
-    fn data(&self, backbone: &Path) -> Result<(TrainingSet, Validation, Scores)> {
-        let train = PhotoList::read(&self.command.photos)?;
-        let val = PhotoList::read(&self.command.val)?;
-        let views = self.command.views;
-        let student = preprocessing(self.command.size);
-        let teacher = self.bundle.preprocessing;
-        let gallery = self.bundle.gallery_model();
-
-        let queries = self.extract("validation maps", backbone, student, &val, 1)?;
-        let embeddings = self.extract("validation embeddings", &gallery, teacher, &val, 1)?;
-        let present = |number| queries.items.contains(&number) && embeddings.items.contains(&number);
-        let task = Task::new(val.photos(), present);
-        ensure!(
-            !task.queries.is_empty(),
-            "{} has no query with an answer in the gallery: validation needs the columns role and object",
-            self.command.val.display()
-        );
-        let dimension = self.bundle.dimension;
-        let validation = Validation {
-            queries: queries.keep(&task.queries),
-            gallery: embeddings.keep(&task.gallery).to_f32(),
-            answers: task.answers,
-        };
-        let symmetric = score(
-            &embeddings.keep(&task.queries).to_f32(),
-            &validation.gallery,
-            dimension,
-            &validation.answers,
-        );
-
-        let maps = self.extract("training maps", backbone, student, &train, views)?;
-        let targets = match &self.command.embeddings {
-            Some(out) => self.extract_to(out, "training embeddings", &gallery, teacher, &train, views)?,
-            None => self.extract("training embeddings", &gallery, teacher, &train, views)?,
-        };
-        Ok((TrainingSet::new(maps, targets)?, validation, symmetric))
-    }
-
-    fn extract(
-        &self,
-        name: &str,
-        model: &Path,
-        preprocessing: Preprocessing,
-        photos: &PhotoList,
-        views: usize,
-    ) -> Result<Features> {
-        let out = self.path(&format!("{}.safetensors", name.replace(' ', "-")));
-        self.extract_to(&out, name, model, preprocessing, photos, views)
-    }
-
-    fn extract_to(
-        &self,
-        out: &Path,
-        name: &str,
-        model: &Path,
-        preprocessing: Preprocessing,
-        photos: &PhotoList,
-        views: usize,
-    ) -> Result<Features> {
-        let (seed, half) = (self.command.seed, name.ends_with("maps"));
-        let extraction = Extraction { name, model, preprocessing, photos, views, seed, half };
-        Ok(extraction.run(out, self.stop)?)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.command.run.join("cache").join(name)
+impl Settings {
+    fn frozen(&self) -> Frozen {
+        self.frozen_stages.map_or(Frozen::Nothing, Frozen::Stages)
     }
 }
 
-/// The folded network that a run's head belongs to.
-pub(super) fn pretrained_of(settings: &Settings, weights: &Path) -> Result<EfficientNet> {
-    let network: Architecture = settings.network.parse().map_err(anyhow::Error::msg)?;
-    let found = blake3::hash(&read(weights)?).to_hex().to_string();
+impl From<AugmentName> for Augmentation {
+    fn from(name: AugmentName) -> Self {
+        match name {
+            AugmentName::Views => Self::Views,
+            AugmentName::Paper => Self::Paper,
+        }
+    }
+}
+
+impl From<NormsName> for Norms {
+    fn from(name: NormsName) -> Self {
+        match name {
+            NormsName::Folded => Self::Folded,
+            NormsName::Live => Self::Live,
+        }
+    }
+}
+
+/// The bundle's quantizer, whose centroids are the anchors.
+pub(super) fn codebook_of(bundle: &SpaceBundle) -> Result<Codebook> {
+    let codebook = Codebook::from_safetensors(&read(&bundle.codebook())?).with_context(|| {
+        format!("{} cannot be used: make it with `glimpse-trainer quantizer`", bundle.codebook().display())
+    })?;
     ensure!(
-        found == settings.weights,
-        "{} are not the weights that the run was trained from",
-        weights.display()
+        codebook.dimension() == bundle.dimension,
+        "the codebook has {} dimensions and the space has {}: train the quantizer again",
+        codebook.dimension(),
+        bundle.dimension
     );
-    Ok(load_pretrained(network, weights, &Device::flex())?)
+    Ok(codebook)
 }

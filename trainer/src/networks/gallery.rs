@@ -9,8 +9,9 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-use super::head::{EmbeddingNetwork, linear, unit};
-use super::{Architecture, EfficientNet};
+use super::Architecture;
+use super::backbone::EmbeddingNetwork;
+use super::head::{linear, unit};
 use crate::projection::Projection;
 
 /// Image to unit embedding, or to unit features while the projection is missing.
@@ -24,11 +25,8 @@ pub struct GalleryNetwork {
 
 impl GalleryNetwork {
     /// Joins pretrained networks, in this order.
-    pub fn new(members: impl IntoIterator<Item = EfficientNet>) -> Self {
-        let members = members.into_iter();
-        let members =
-            members.map(|EfficientNet { backbone, head }| EmbeddingNetwork { backbone, head }).collect();
-        Self { members, linear: None }
+    pub fn new(members: impl IntoIterator<Item = EmbeddingNetwork>) -> Self {
+        Self { members: members.into_iter().collect(), linear: None }
     }
 
     /// Dimension of the joined features of these networks.
@@ -69,8 +67,8 @@ mod tests {
     fn joined_features_are_the_members_features_with_equal_say() {
         let device = Device::flex();
         device.seed(3);
-        let members: Vec<EfficientNet> =
-            (0..2).map(|_| Architecture::Miniature.init(&device).fold()).collect();
+        let members: Vec<EmbeddingNetwork> =
+            (0..2).map(|_| Architecture::MINIATURE.init(&device).fold()).collect();
         let image = Tensor::<4>::ones([1, 3, 64, 64], &device) * 0.3;
         let alone = members.iter().map(|member| {
             let network = GalleryNetwork::new([member.clone()]);
@@ -78,7 +76,7 @@ mod tests {
         });
         let alone: Vec<f32> = alone.flatten().map(|value| value / 2.0_f32.sqrt()).collect();
         let joined = values(GalleryNetwork::new(members).forward(image));
-        assert_eq!(joined.len(), GalleryNetwork::feature_channels(&[Architecture::Miniature; 2]));
+        assert_eq!(joined.len(), GalleryNetwork::feature_channels(&[Architecture::MINIATURE; 2]));
         assert!(joined.iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-5), "{joined:?} is not {alone:?}");
     }
 }

@@ -1,84 +1,176 @@
 //! The head: 1x1 convolution, generalised-mean pooling, and the projection into the shared space.
 
-use burn::module::{Module, Param, ParamId};
-use burn::nn::Linear;
-use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::module::{Module, Param};
+use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor, TensorData};
+use nalgebra::DMatrix;
+use serde::{Deserialize, Serialize};
 
+use super::blocks::{Activation, ConvNorm};
+use super::plan::{ConvPlan, Padding, Plan};
 use crate::projection::Projection;
-
-use super::efficientnet::Backbone;
 
 /// Smallest activation that GeM sees, so that the root's gradient stays finite (Radenovic et al., arXiv 1711.02512).
 const GEM_FLOOR: f64 = 1e-6;
 /// Smallest norm that a vector is divided by.
 const NORM_FLOOR: f64 = 1e-12;
+/// Channels of a fresh convolution for each channel of the maps, where none are asked for.
+const FRESH_FACTOR: usize = 4;
 
-/// Backbone and head: image to unit embedding, or to unit features while `head.linear` is missing.
-#[derive(Module, Debug)]
-pub struct EmbeddingNetwork {
-    /// Image to maps; frozen in training.
-    pub backbone: Backbone,
-    /// Maps to embedding.
-    pub head: Head,
+/// What stands between a backbone's maps and the shared space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HeadConfig {
+    /// Channels of a fresh 1x1 convolution without norm, with ReLU, as in the paper; the network's own last convolution
+    /// where `None`.
+    pub channels: Option<usize>,
+    /// Two matrices of this rank in place of one, where given.
+    pub rank: Option<usize>,
 }
 
-impl EmbeddingNetwork {
-    /// Image `[N, 3, H, W]` to unit vectors `[N, D]`.
-    pub fn forward(&self, image: Tensor<4>) -> Tensor<2> {
-        self.head.forward(self.backbone.forward(image))
-    }
-}
-
-/// Maps `[N, C, h, w]` to unit vectors. Everything that training changes is here.
+/// Maps `[N, C, h, w]` to unit vectors.
 #[derive(Module, Debug)]
 pub struct Head {
-    /// 1x1, with the pretrained batch norm folded in, so that its statistics are frozen in training.
-    pub conv: Conv2d,
-    /// Projection into the shared space; its weight is `[channels, D]`.
-    pub linear: Option<Linear>,
+    /// 1x1, with the pretrained batch norm where it has one.
+    pub(super) conv: ConvNorm,
+    /// Down to the rank of a low-rank projection; `[channels, rank]`.
+    pub(super) reduce: Option<Linear>,
+    /// Projection into the shared space; `[channels or rank, D]`.
+    pub(super) linear: Option<Linear>,
+    #[module(skip)]
+    activation: Activation,
 }
 
 impl Head {
+    /// The network's own last convolution, or a fresh one where stages were cut off.
+    pub(super) fn new(plan: &Plan, device: &Device) -> Self {
+        let Some(last) = &plan.last else {
+            let channels = plan.map_channels();
+            return Self::fresh(channels, FRESH_FACTOR * channels, device);
+        };
+        Self { conv: ConvNorm::new(last, device), reduce: None, linear: None, activation: plan.activation }
+    }
+
+    /// A random convolution from `map_channels` to `channels`, without norm and bias (Wu et al., arXiv 2403.00648).
+    pub fn fresh(map_channels: usize, channels: usize, device: &Device) -> Self {
+        let conv = ConvNorm::new(&fresh_conv(map_channels, channels), device);
+        Self { conv, reduce: None, linear: None, activation: Activation::Relu }
+    }
+
     /// Maps `[N, C, h, w]` to unit features `[N, channels]`: everything before the projection.
     pub fn pool(&self, maps: Tensor<4>) -> Tensor<2> {
-        // ReLU6 and GeM's floor are one clamp.
-        unit(gem(self.conv.forward(maps).clamp(GEM_FLOOR, 6.0)))
+        let maps = self.conv.forward(maps);
+        unit(gem(match self.activation {
+            // The activation and GeM's floor are one clamp.
+            Activation::Relu6 => maps.clamp(GEM_FLOOR, 6.0),
+            Activation::Relu => maps.clamp_min(GEM_FLOOR),
+            Activation::HardSwish => Activation::HardSwish.forward(maps).clamp_min(GEM_FLOOR),
+        }))
     }
 
     /// Maps `[N, C, h, w]` to unit embeddings `[N, D]`, or to features where there is no projection.
     pub fn forward(&self, maps: Tensor<4>) -> Tensor<2> {
         let features = self.pool(maps);
+        let features = match &self.reduce {
+            Some(reduce) => reduce.forward(features),
+            None => features,
+        };
         match &self.linear {
             Some(linear) => unit(linear.forward(features)),
             None => features,
         }
     }
 
-    /// Sets the projection.
+    /// Sets the projection to a given one, split into two matrices of rank `rank` where that is asked for: the best ones
+    /// in the least-squares sense (Eckart and Young).
     ///
     /// # Panics
     /// If its weight is no multiple of its bias long.
-    pub fn project(mut self, projection: &Projection, device: &Device) -> Self {
-        self.linear = Some(linear(projection, device));
+    pub fn project(mut self, projection: &Projection, rank: Option<usize>, device: &Device) -> Self {
+        let (reduce, rest) = match rank {
+            Some(rank) => {
+                let (reduce, rest) = low_rank(projection, rank);
+                (Some(linear(&reduce, device)), rest)
+            }
+            None => (None, projection.clone()),
+        };
+        self.reduce = reduce;
+        self.linear = Some(linear(&rest, device));
         self
     }
 
-    /// The parameters as plain numbers; `None` where there is no projection yet.
-    pub fn weights(&self) -> Option<HeadWeights> {
-        let linear = self.linear.as_ref()?;
-        let [channels, map_channels, _, _] = self.conv.weight.dims();
-        Some(HeadWeights {
-            map_channels,
-            channels,
-            conv_weight: values(self.conv.weight.val()),
-            conv_bias: self.conv.bias.as_ref().map_or_else(|| vec![0.0; channels], |bias| values(bias.val())),
-            projection: Projection {
-                weight: values(linear.weight.val()),
-                bias: linear.bias.as_ref().map(|bias| values(bias.val()))?,
-            },
-        })
+    /// Sets the projection to random numbers: uniform, as PyTorch and Burn do by default.
+    pub fn project_at_random(mut self, dimension: usize, rank: Option<usize>, device: &Device) -> Self {
+        let channels = self.channels();
+        self.reduce = rank.map(|rank| LinearConfig::new(channels, rank).with_bias(false).init(device));
+        self.linear = Some(LinearConfig::new(rank.unwrap_or(channels), dimension).init(device));
+        self
     }
+
+    /// Dimension of the pooled features.
+    pub fn channels(&self) -> usize {
+        self.conv.conv.weight.dims()[0]
+    }
+
+    /// Dimension of what it gives.
+    pub fn dimension(&self) -> usize {
+        self.linear.as_ref().map_or_else(|| self.channels(), |linear| linear.weight.dims()[1])
+    }
+
+    pub(super) fn fold(self) -> Self {
+        Self { conv: self.conv.fold(), ..self }
+    }
+}
+
+/// The convolution of a fresh head.
+pub(super) fn fresh_conv(map_channels: usize, channels: usize) -> ConvPlan {
+    ConvPlan {
+        channels_in: map_channels,
+        channels_out: channels,
+        kernel: 1,
+        stride: 1,
+        groups: 1,
+        padding: Padding::Symmetric,
+        norm_epsilon: None,
+        bias: false,
+    }
+}
+
+impl HeadConfig {
+    /// The convolution that a head of this configuration has on a network.
+    pub fn conv(self, plan: &Plan) -> ConvPlan {
+        match (self.channels, &plan.last) {
+            (None, Some(last)) => last.clone(),
+            (channels, _) => {
+                let map_channels = plan.map_channels();
+                fresh_conv(map_channels, channels.unwrap_or(FRESH_FACTOR * map_channels))
+            }
+        }
+    }
+
+    /// Weights (and bias) of its projection to `dimension`; as many multiply-adds as weights.
+    pub fn projection_weights(self, channels: usize, dimension: usize) -> usize {
+        self.rank.map_or(channels * dimension, |rank| channels * rank + rank * dimension)
+    }
+}
+
+/// W = U S V^T cut after `rank` singular values, as U sqrt(S) and sqrt(S) V^T.
+fn low_rank(projection: &Projection, rank: usize) -> (Projection, Projection) {
+    let dimension = projection.bias.len();
+    let channels = projection.weight.len() / dimension;
+    let weight =
+        DMatrix::from_row_iterator(channels, dimension, projection.weight.iter().map(|&w| f64::from(w)));
+    let rank = rank.min(dimension).min(channels);
+    let svd = weight.svd(true, true);
+    let (u, v_t) = (svd.u.expect("it was asked for"), svd.v_t.expect("it was asked for"));
+    let root = |i: usize| svd.singular_values[i].sqrt();
+    let reduce = (0..channels).flat_map(|row| (0..rank).map(move |i| (row, i)));
+    let reduce = reduce.map(|(row, i)| (u[(row, i)] * root(i)) as f32).collect();
+    let expand = (0..rank).flat_map(|i| (0..dimension).map(move |column| (i, column)));
+    let expand = expand.map(|(i, column)| (root(i) * v_t[(i, column)]) as f32).collect();
+    (
+        Projection { weight: reduce, bias: vec![0.0; rank] },
+        Projection { weight: expand, bias: projection.bias.clone() },
+    )
 }
 
 /// A projection as a layer.
@@ -92,46 +184,9 @@ pub(super) fn linear(projection: &Projection, device: &Device) -> Linear {
     Linear { weight: Param::from_data(weight, device), bias: Some(Param::from_data(bias, device)) }
 }
 
-/// A head as plain numbers, which is what checkpoints hold.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HeadWeights {
-    /// Channels of the maps.
-    pub map_channels: usize,
-    /// Channels after the convolution.
-    pub channels: usize,
-    /// `[channels, map_channels]`.
-    pub conv_weight: Vec<f32>,
-    /// `[channels]`.
-    pub conv_bias: Vec<f32>,
-    /// To the shared space.
-    pub projection: Projection,
-}
-
-impl HeadWeights {
-    /// The module. Its parameters always have the same ids, so that an optimizer's state finds them again, and carry
-    /// gradients where `device` does.
-    pub fn head(&self, device: &Device) -> Head {
-        let dimension = self.projection.bias.len();
-        let mut conv = Conv2dConfig::new([self.map_channels, self.channels], [1, 1]).init(device);
-        conv.weight = param(1, &self.conv_weight, [self.channels, self.map_channels, 1, 1], device);
-        conv.bias = Some(param(2, &self.conv_bias, [self.channels], device));
-        let linear = Linear {
-            weight: param(3, &self.projection.weight, [self.channels, dimension], device),
-            bias: Some(param(4, &self.projection.bias, [dimension], device)),
-        };
-        Head { conv, linear: Some(linear) }
-    }
-}
-
-fn param<const D: usize>(id: u64, values: &[f32], shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
-    let tensor = Tensor::from_data(TensorData::new(values.to_vec(), shape), device);
-    let tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };
-    Param::initialized(ParamId::from(id), tensor)
-}
-
 /// The numbers of a tensor, row-major.
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.try_into_vec_as::<f32>().expect("the tensors here are float tensors on this processor")
+    tensor.try_into_vec_as::<f32>().expect("the tensors here are float tensors")
 }
 
 /// Generalised mean with p = 3 over height and width: positive maps `[N, C, h, w]` to `[N, C]`.
@@ -169,5 +224,20 @@ mod tests {
         let rows = Tensor::<2>::from_data(TensorData::new(vec![3.0_f32, 4.0, 0.0, 0.0], [2, 2]), &device);
         let values = values(unit(rows));
         assert_eq!(values, [0.6, 0.8, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_low_rank_projection_of_full_rank_is_the_projection() {
+        let weight: Vec<f32> = (0..12).map(|i| ((i * 7 % 11) as f32 - 5.0) / 3.0).collect();
+        let projection = Projection { weight, bias: vec![0.5, -0.5, 0.25] };
+        let x = [0.3, -1.0, 2.0, 0.7];
+        let whole = projection.apply(&x);
+        let through = |rank| {
+            let (reduce, expand) = low_rank(&projection, rank);
+            assert_eq!(reduce.bias.len(), rank);
+            expand.apply(&reduce.apply(&x))
+        };
+        let error = |rank| through(rank).iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error(3) < 1e-5 && error(1) > 1e-2, "{} {}", error(3), error(1));
     }
 }

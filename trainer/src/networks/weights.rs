@@ -6,7 +6,8 @@ use burn::tensor::Device;
 use burn_store::{KeyRemapper, ModuleSnapshot, PytorchStore};
 use thiserror::Error;
 
-use super::efficientnet::{Architecture, EfficientNet};
+use super::architecture::{Architecture, Family};
+use super::backbone::EmbeddingNetwork;
 
 /// Why weights cannot be loaded.
 #[derive(Debug, Error)]
@@ -40,8 +41,8 @@ pub enum WeightsError {
     },
 }
 
-/// Checkpoint names on the left, ours on the right.
-const NAMES: [(&str, &str); 10] = [
+/// Checkpoint names on the left, ours on the right: TensorFlow's EfficientNet-Lite as PyTorch packages have it.
+const LITE_NAMES: [(&str, &str); 10] = [
     (r"^_conv_stem\.", "backbone.stem.conv."),
     (r"^_bn0\.", "backbone.stem.norm."),
     (r"^_blocks\.(\d+)\._expand_conv\.", "backbone.blocks.$1.expand.conv."),
@@ -50,11 +51,54 @@ const NAMES: [(&str, &str); 10] = [
     (r"^_blocks\.(\d+)\._bn1\.", "backbone.blocks.$1.depthwise.norm."),
     (r"^_blocks\.(\d+)\._project_conv\.", "backbone.blocks.$1.project.conv."),
     (r"^_blocks\.(\d+)\._bn2\.", "backbone.blocks.$1.project.norm."),
-    (r"^_conv_head\.", "head.conv."),
-    (r"^_bn1\.", "head.norm."),
+    (r"^_conv_head\.", "head.conv.conv."),
+    (r"^_bn1\.", "head.conv.norm."),
 ];
 
-/// Reads a checkpoint and folds its batch norms. The classifier (`_fc`) is left out.
+/// Layers of MobileNetV2's blocks, which checkpoints number through with their activations.
+const MOBILENET_V2_FIRST_BLOCK: [&str; 5] =
+    ["depthwise.conv", "depthwise.norm", "", "project.conv", "project.norm"];
+const MOBILENET_V2_BLOCK: [&str; 8] = [
+    "expand.conv",
+    "expand.norm",
+    "",
+    "depthwise.conv",
+    "depthwise.norm",
+    "",
+    "project.conv",
+    "project.norm",
+];
+
+/// Pairs of a pattern and its replacement; `None` for networks whose checkpoints no package carries.
+fn names(architecture: Architecture) -> Option<Vec<(String, String)>> {
+    let own = |(from, to): &(&str, &str)| ((*from).to_owned(), (*to).to_owned());
+    match architecture.family() {
+        Family::EfficientNetLite(_) | Family::Miniature => Some(LITE_NAMES.iter().map(own).collect()),
+        Family::MobileNetV2 => Some(mobilenet_v2_names()),
+        Family::MobileNetV3Small | Family::ShuffleNetV2 => None,
+    }
+}
+
+fn mobilenet_v2_names() -> Vec<(String, String)> {
+    let ends = [
+        ("0", "0", "backbone.stem.conv"),
+        ("0", "1", "backbone.stem.norm"),
+        ("18", "0", "head.conv.conv"),
+        ("18", "1", "head.conv.norm"),
+    ];
+    let ends =
+        ends.iter().map(|(layer, part, to)| (format!(r"^features\.{layer}\.{part}\."), format!("{to}.")));
+    let blocks = (1..=17).flat_map(|block| {
+        let layers: &[&str] = if block == 1 { &MOBILENET_V2_FIRST_BLOCK } else { &MOBILENET_V2_BLOCK };
+        layers.iter().enumerate().filter(|(_, to)| !to.is_empty()).map(move |(layer, to)| {
+            (format!(r"^features\.{block}\.conv\.{layer}\."), format!("backbone.blocks.{}.{to}.", block - 1))
+        })
+    });
+    ends.chain(blocks).collect()
+}
+
+/// Reads a checkpoint, with batch norms as they are. The classifier is left out, and so is what an architecture that is
+/// cut off has not.
 ///
 /// # Errors
 /// [`WeightsError`]: unreadable, no checkpoint, or of another network.
@@ -62,9 +106,13 @@ pub fn load_pretrained(
     architecture: Architecture,
     path: &Path,
     device: &Device,
-) -> Result<EfficientNet, WeightsError> {
+) -> Result<EmbeddingNetwork, WeightsError> {
     std::fs::File::open(path).map_err(|source| WeightsError::Read { path: path.into(), source })?;
-    let names = NAMES.into_iter().fold(KeyRemapper::new(), |names, (from, to)| {
+    let another = |reason: String| WeightsError::AnotherNetwork { path: path.into(), architecture, reason };
+    let names = names(architecture).ok_or_else(|| {
+        another("no package has weights of this family, train it without --weights".to_owned())
+    })?;
+    let names = names.into_iter().fold(KeyRemapper::new(), |names, (from, to)| {
         names.add_pattern(from, to).expect("the patterns above are regular expressions")
     });
     let mut store =
@@ -74,14 +122,21 @@ pub fn load_pretrained(
         path: path.into(),
         reason: first_line(&error.to_string()),
     })?;
-    let another = |reason: String| WeightsError::AnotherNetwork { path: path.into(), architecture, reason };
     if let Some(error) = result.errors.first() {
         return Err(another(error.to_string()));
     }
-    if let Some((name, _)) = result.missing.first() {
-        return Err(another(format!("{} tensors are missing, the first is {name}", result.missing.len())));
+    // The fresh convolution of a network that is cut off is in no checkpoint.
+    let cut = architecture.plan().last.is_none();
+    let missing: Vec<&String> = result
+        .missing
+        .iter()
+        .map(|(name, _)| name)
+        .filter(|name| !(cut && name.starts_with("head.")))
+        .collect();
+    if let Some(name) = missing.first() {
+        return Err(another(format!("{} tensors are missing, the first is {name}", missing.len())));
     }
-    Ok(network.fold())
+    Ok(network)
 }
 
 fn first_line(text: &str) -> String {
@@ -98,7 +153,7 @@ mod tests {
         if let Some(contents) = contents {
             std::fs::write(&path, contents).unwrap();
         }
-        load_pretrained(Architecture::Miniature, &path, &Device::flex()).unwrap_err().to_string()
+        load_pretrained(Architecture::MINIATURE, &path, &Device::flex()).unwrap_err().to_string()
     }
 
     #[test]
