@@ -9,7 +9,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint data weights train-demo python-packages clean
+.PHONY: help demo test lint data weights train-demo bench-accuracy python-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +37,10 @@ weights: ## fetch the pretrained weights alone (50 MB)
 train-demo: ## train the space of models/demo again from the pretrained weights (a quarter of an hour and the build; resumes)
 	$(CARGO) build --release -p glimpse-trainer
 	trainer/train-demo.sh
+
+bench-accuracy: ## compare SSP, its rivals and ours (after `make data`; about three hours on two cores; resumes)
+	$(CARGO) build --release -p glimpse-trainer
+	$(TARGET)/release/glimpse-trainer compare --plan trainer/accuracy.toml --out target/reports/accuracy.json --page docs/accuracy.md
 
 # Foreign parts that our programs are tested against: an MQTT client and an ONNX engine that are not ours.
 python-packages: $(CACHE)/python/.installed

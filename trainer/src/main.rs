@@ -15,13 +15,17 @@ use tracing_subscriber::EnvFilter;
 #[derive(Parser)]
 #[command(name = "glimpse-trainer", version)]
 struct Arguments {
+    /// Warnings and errors only: no progress, no remarks.
+    #[arg(long, short, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("GLIMPSE_LOG").unwrap_or_else(|_| EnvFilter::new("info,tract=warn"));
+    let filter = EnvFilter::try_from_env("GLIMPSE_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(if arguments.quiet { "warn" } else { "info,tract=warn" }));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

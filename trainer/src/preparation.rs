@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, ensure};
-use glimpse_embedder::{ModelMetadata, Preprocessing, Role, SpaceBundle};
+use glimpse_embedder::{ModelMetadata, Role, SpaceBundle};
 
-use crate::features::{Extraction, Features};
+use crate::features::Extraction;
 use crate::networks::{Architecture, Backbone, EmbeddingNetwork, Frozen};
 use crate::onnx;
 use crate::photos::{Augmentation, PhotoList};
@@ -23,89 +23,41 @@ pub struct Preparation<'a> {
     pub size: u32,
     /// What does not learn.
     pub frozen: Frozen,
-    /// Training photos.
-    pub photos: &'a Path,
-    /// Labelled validation photos.
-    pub val: &'a Path,
     /// Views of each training photo.
     pub views: usize,
     /// What the student sees where nothing is frozen.
     pub augmentation: Augmentation,
     /// Of the views.
     pub seed: u64,
-    /// Gallery embeddings of the training views, where they are kept elsewhere than in `cache`.
-    pub embeddings: Option<&'a Path>,
-    /// Where maps and embeddings are kept.
+    /// Gallery embeddings of the training views.
+    pub embeddings: &'a Path,
+    /// Where maps and the other embeddings are kept.
     pub cache: &'a Path,
     /// Raised by Ctrl-C.
     pub stop: &'a AtomicBool,
 }
 
-/// What a run needs.
-pub struct Prepared {
-    /// To learn from.
-    pub set: TrainingSet,
-    /// To be judged by.
-    pub validation: Validation,
-    /// Gallery model on both sides of the validation.
+/// Labelled photos, ready to judge networks by.
+pub struct Labelled {
+    /// The queries, against the gallery model's embeddings.
+    pub task: Validation,
+    /// The gallery's photos as the query network sees them, for its own symmetric accuracy.
+    pub gallery: Inputs,
+    /// Gallery model on both sides.
     pub symmetric: Scores,
 }
 
+/// The frozen stages as a file.
+pub struct Stages(Option<PathBuf>);
+
 impl Preparation<'_> {
-    /// Computes what is not there yet. `network` gives the frozen stages; it may have live norms, which are folded here.
+    /// Writes the frozen stages as ONNX: tract runs them several times faster than Burn. `network` may have live norms,
+    /// which are folded here.
     ///
     /// # Errors
     /// With what failed.
-    pub fn run(&self, network: &EmbeddingNetwork) -> Result<Prepared> {
-        let val = PhotoList::read(self.val)?;
-        let stages = self.frozen_stages(network)?;
-        let teacher = self.bundle.preprocessing;
-        let gallery = self.bundle.gallery_model();
-
-        let embeddings = self.extract("validation-embeddings", &gallery, teacher, &val, 1, false)?;
-        let queries = self.inputs("validation-maps", stages.as_deref(), &val, 1, Augmentation::Views)?;
-        let queries_present = queries.items().to_vec();
-        let present = |number: u32| {
-            queries_present.binary_search(&number).is_ok() && embeddings.items.binary_search(&number).is_ok()
-        };
-        let task = Task::new(val.photos(), present);
-        ensure!(
-            !task.queries.is_empty(),
-            "{} has no query with an answer in the gallery: validation needs the columns role and object",
-            self.val.display()
-        );
-        let validation = Validation {
-            queries: queries.keep(&task.queries),
-            gallery: embeddings.keep(&task.gallery).to_f32(),
-            answers: task.answers,
-        };
-        let symmetric = score(
-            &embeddings.keep(&task.queries).to_f32(),
-            &validation.gallery,
-            self.bundle.dimension,
-            &validation.answers,
-        );
-
-        let train = PhotoList::read(self.photos)?;
-        let maps = self.inputs("training-maps", stages.as_deref(), &train, self.views, self.augmentation)?;
-        let targets = match self.embeddings {
-            Some(out) => {
-                self.extract_to(out, "training-embeddings", &gallery, teacher, &train, self.views, false)?
-            }
-            None => self.extract("training-embeddings", &gallery, teacher, &train, self.views, false)?,
-        };
-        ensure!(
-            targets.shape == [self.bundle.dimension],
-            "the teacher's features have shape {:?}, and the space has {} dimensions",
-            targets.shape,
-            self.bundle.dimension
-        );
-        Ok(Prepared { set: TrainingSet::new(maps, targets)?, validation, symmetric })
-    }
-
-    /// The frozen stages as ONNX (tract runs them several times faster than Burn), or `None` where nothing is frozen.
-    fn frozen_stages(&self, network: &EmbeddingNetwork) -> Result<Option<PathBuf>> {
-        let Frozen::Stages(stage) = self.frozen else { return Ok(None) };
+    pub fn stages(&self, network: &EmbeddingNetwork) -> Result<Stages> {
+        let Frozen::Stages(stage) = self.frozen else { return Ok(Stages(None)) };
         let backbone = network.backbone.clone().fold();
         let model =
             onnx::export(&backbone, "maps", |backbone: &Backbone, image| backbone.forward_to(stage, image))?;
@@ -117,57 +69,94 @@ impl Preparation<'_> {
             preprocessing: self.network.preprocessing(self.size),
         };
         onnx::write(model, &metadata, &path)?;
-        Ok(Some(path))
+        Ok(Stages(Some(path)))
+    }
+
+    /// What the student learns from; labels are not used.
+    ///
+    /// # Errors
+    /// With what failed.
+    pub fn training(&self, stages: &Stages, photos: &Path) -> Result<TrainingSet> {
+        let photos = PhotoList::read(photos)?;
+        let maps = self.inputs("training-maps", stages, &photos, self.views, self.augmentation)?;
+        let gallery = self.bundle.gallery_model();
+        let teacher = self.teacher("training embeddings", &gallery, &photos, self.views);
+        let teacher = teacher.run(self.embeddings, self.stop)?;
+        ensure!(
+            teacher.shape == [self.bundle.dimension],
+            "the teacher's features have shape {:?}, and the space has {} dimensions",
+            teacher.shape,
+            self.bundle.dimension
+        );
+        Ok(TrainingSet::new(maps, teacher)?)
+    }
+
+    /// Labelled photos, as a table with the columns path, role and object. `name` is that of their files in the cache.
+    ///
+    /// # Errors
+    /// With what failed.
+    pub fn labelled(&self, stages: &Stages, name: &str, photos: &Path) -> Result<Labelled> {
+        let list = PhotoList::read(photos)?;
+        let (model, title) = (self.bundle.gallery_model(), format!("{name} embeddings"));
+        let out = self.cache.join(format!("{name}-embeddings.safetensors"));
+        let embeddings = self.teacher(&title, &model, &list, 1).run(&out, self.stop)?;
+        let maps = self.inputs(&format!("{name}-maps"), stages, &list, 1, Augmentation::Views)?;
+        let present = |number: u32| {
+            maps.items().binary_search(&number).is_ok() && embeddings.items.binary_search(&number).is_ok()
+        };
+        let task = Task::new(list.photos(), present);
+        ensure!(
+            !task.queries.is_empty(),
+            "{} has no query with an answer in the gallery: it needs the columns role and object",
+            photos.display()
+        );
+        let gallery = embeddings.keep(&task.gallery).to_f32();
+        let queries = embeddings.keep(&task.queries).to_f32();
+        let symmetric = score(&queries, &gallery, self.bundle.dimension, &task.answers);
+        let gallery_maps = maps.clone().keep(&task.gallery);
+        let task = Validation { queries: maps.keep(&task.queries), gallery, answers: task.answers };
+        Ok(Labelled { task, gallery: gallery_maps, symmetric })
     }
 
     fn inputs(
         &self,
         name: &str,
-        stages: Option<&Path>,
+        stages: &Stages,
         photos: &PhotoList,
         views: usize,
         augmentation: Augmentation,
     ) -> Result<Inputs> {
         let preprocessing = self.network.preprocessing(self.size);
-        Ok(match stages {
-            Some(model) => Inputs::Maps(self.extract(name, model, preprocessing, photos, views, true)?),
-            None => Inputs::Photos {
+        let Some(model) = &stages.0 else {
+            return Ok(Inputs::Photos {
                 list: photos.clone(),
                 preprocessing,
                 items: (0..(photos.photos().len() * views) as u32).collect(),
                 augmentation,
                 seed: self.seed,
-            },
-        })
-    }
-
-    fn extract(
-        &self,
-        name: &str,
-        model: &Path,
-        preprocessing: Preprocessing,
-        photos: &PhotoList,
-        views: usize,
-        half: bool,
-    ) -> Result<Features> {
-        let out = self.cache.join(format!("{name}.safetensors"));
-        self.extract_to(&out, name, model, preprocessing, photos, views, half)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "they are the fields of an extraction")]
-    fn extract_to(
-        &self,
-        out: &Path,
-        name: &str,
-        model: &Path,
-        preprocessing: Preprocessing,
-        photos: &PhotoList,
-        views: usize,
-        half: bool,
-    ) -> Result<Features> {
-        let name = name.replace('-', " ");
+            });
+        };
+        let title = name.replace('-', " ");
         let extraction =
-            Extraction { name: &name, model, preprocessing, photos, views, seed: self.seed, half };
-        Ok(extraction.run(out, self.stop)?)
+            Extraction { name: &title, model, preprocessing, photos, views, seed: self.seed, half: true };
+        Ok(Inputs::Maps(extraction.run(&self.cache.join(format!("{name}.safetensors")), self.stop)?))
+    }
+
+    fn teacher<'a>(
+        &self,
+        name: &'a str,
+        model: &'a Path,
+        photos: &'a PhotoList,
+        views: usize,
+    ) -> Extraction<'a> {
+        Extraction {
+            name,
+            model,
+            preprocessing: self.bundle.preprocessing,
+            photos,
+            views,
+            seed: self.seed,
+            half: false,
+        }
     }
 }

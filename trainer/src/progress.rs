@@ -23,7 +23,9 @@ pub struct Progress {
 impl Progress {
     /// Starts with nothing done.
     pub fn new(name: &str, total: u64) -> Self {
-        let bar = stderr().is_terminal().then(|| {
+        // Whoever wants no remarks wants no bar.
+        let wanted = stderr().is_terminal() && tracing::enabled!(tracing::Level::INFO);
+        let bar = wanted.then(|| {
             let style = ProgressStyle::with_template("{msg:>24} {wide_bar} {pos}/{len} {per_sec} {eta}");
             let bar = ProgressBar::new(total).with_message(name.to_owned());
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -2,9 +2,10 @@
 //!
 //! Both are solved in `f64` from sums over the whole set, once; nothing here needs a gradient.
 
-use matrixmultiply::dgemm;
 use nalgebra::{Cholesky, DMatrix, SymmetricEigen};
 use thiserror::Error;
+
+use crate::linalg::cross_products;
 
 /// Why there is no projection.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -96,7 +97,7 @@ pub fn pca_whitening(
         return Err(ProjectionError::TooFew { rows, needed: dimension });
     }
     let (centred, mean) = centre(features, channels);
-    let covariance = product(&centred, channels, &centred, channels) / rows as f64;
+    let covariance = cross_products(&centred, channels, &centred, channels) / rows as f64;
     let SymmetricEigen { eigenvalues, eigenvectors } = SymmetricEigen::new(covariance);
     let mut order: Vec<usize> = (0..channels).collect();
     order.sort_by(|&a, &b| eigenvalues[b].total_cmp(&eigenvalues[a]));
@@ -147,8 +148,8 @@ impl Ridge {
         }
         let (x, feature_mean) = centre(&features[..rows * channels], channels);
         let (t, target_mean) = centre(&targets[..rows * dimension], dimension);
-        let gram = product(&x, channels, &x, channels);
-        let cross = product(&x, channels, &t, dimension);
+        let gram = cross_products(&x, channels, &x, channels);
+        let cross = cross_products(&x, channels, &t, dimension);
         Ok(Self { gram, cross, feature_mean, target_mean })
     }
 
@@ -190,32 +191,6 @@ fn centre(rows: &[f32], columns: usize) -> (Vec<f64>, Vec<f64>) {
     (centred, mean)
 }
 
-/// a^T b for row-major a `[n, p]` and b `[n, q]`.
-fn product(a: &[f64], p: usize, b: &[f64], q: usize) -> DMatrix<f64> {
-    let n = a.len() / p;
-    let mut out = DMatrix::zeros(p, q);
-    // SAFETY: a^T is p x n with strides (1, p), b is n x q with strides (q, 1), and `out` is column-major p x q.
-    unsafe {
-        dgemm(
-            p,
-            n,
-            q,
-            1.0,
-            a.as_ptr(),
-            1,
-            p as isize,
-            b.as_ptr(),
-            q as isize,
-            1,
-            0.0,
-            out.as_mut_ptr(),
-            1,
-            p as isize,
-        );
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,7 +215,7 @@ mod tests {
         let whitened = pca_whitening(&features, 6, 4, 0.0).unwrap().apply(&features);
         let (centred, mean) = centre(&whitened, 4);
         assert!(mean.iter().all(|mean| mean.abs() < 1e-4), "{mean:?}");
-        let covariance = product(&centred, 4, &centred, 4) / 500.0;
+        let covariance = cross_products(&centred, 4, &centred, 4) / 500.0;
         assert!((covariance - DMatrix::identity(4, 4)).abs().max() < 1e-4);
     }
 
@@ -280,9 +255,9 @@ mod tests {
         let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
         let unit = system.gram.trace() / 6.0;
         let weight = DMatrix::from_row_iterator(6, 3, solution.weight.iter().map(|&w| f64::from(w)));
-        let gradient = product(&x, 6, &residual, 3) + weight * (ridge * unit);
+        let gradient = cross_products(&x, 6, &residual, 3) + weight * (ridge * unit);
         assert!(gradient.abs().max() < 1e-4, "{gradient}");
-        let sums = product(&vec![1.0; 50], 1, &residual, 3);
+        let sums = cross_products(&vec![1.0; 50], 1, &residual, 3);
         assert!(sums.abs().max() < 1e-4, "{sums}");
     }
 

@@ -1,5 +1,7 @@
 //! One file for each command. Results go to stdout, everything else to stderr.
 
+mod bench;
+mod compare;
 mod describe;
 mod eval;
 mod export;
@@ -33,6 +35,10 @@ pub enum Command {
     Train(Box<train::Train>),
     /// Write the trained query network into the bundle, and check it.
     Export(export::Export),
+    /// Train every loss of a plan from the same start, and compare them on test photos.
+    Compare(compare::Compare),
+    /// Measure photos a second: the data loader alone, and whole networks in training.
+    Bench(bench::Bench),
     /// Measure gallery and query network on labelled photos.
     Eval(eval::Eval),
 }
@@ -50,6 +56,8 @@ impl Command {
             Self::Quantizer(command) => command.run(),
             Self::Train(command) => command.run(stop),
             Self::Export(command) => command.run(),
+            Self::Compare(command) => command.run(stop),
+            Self::Bench(command) => command.run(stop),
             Self::Eval(command) => command.run(stop),
         }
     }

@@ -16,7 +16,8 @@ use crate::files::{read, write_whole};
 use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
 use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms};
 use crate::photos::Augmentation;
-use crate::preparation::{Preparation, Prepared};
+use crate::preparation::{Labelled, Preparation};
+use crate::targets::TargetConfig;
 use crate::training::{OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, read_metrics};
 
 /// Train a query network.
@@ -92,6 +93,15 @@ pub struct Train {
     /// Of ours: weight of the global term, the mean of (1 - cos)^2.
     #[arg(long, default_value_t = OursConfig::default().global)]
     global_weight: f64,
+    /// Of ours: how many neighbours agree on a target; 1 for the teacher's own embedding.
+    #[arg(long, default_value_t = TargetConfig::default().consensus)]
+    consensus: usize,
+    /// Of ours: how many neighbours make the query metric; 0 for none.
+    #[arg(long, default_value_t = TargetConfig::default().metric)]
+    metric: usize,
+    /// Of ours: shrinkage of the query metric.
+    #[arg(long, default_value_t = TargetConfig::default().shrinkage)]
+    metric_shrinkage: f64,
     /// Gradient steps; 0 keeps the first projection.
     #[arg(long, default_value_t = 600)]
     steps: u64,
@@ -210,8 +220,24 @@ impl Train {
         let network = self.network(&settings, &device)?;
         let frozen = settings.frozen();
         let cache = self.run.join("cache");
-        let preparation = self.preparation(&bundle, frozen, &cache, stop);
-        let Prepared { set, validation, symmetric } = preparation.run(&network)?;
+        let embeddings =
+            self.embeddings.clone().unwrap_or_else(|| cache.join("training-embeddings.safetensors"));
+        let preparation = Preparation {
+            bundle: &bundle,
+            network: self.network,
+            size: self.size,
+            frozen,
+            views: self.views,
+            augmentation: self.augment.into(),
+            seed: self.seed,
+            embeddings: &embeddings,
+            cache: &cache,
+            stop,
+        };
+        let stages = preparation.stages(&network)?;
+        let Labelled { task: validation, symmetric, .. } =
+            preparation.labelled(&stages, "validation", &self.val)?;
+        let set = preparation.training(&stages, &self.photos)?.refined(&settings.loss.targets())?;
         tracing::info!(
             "{} views of {} photos; validation: {} queries against {} photos, gallery model on both sides mAP {:.4}, \
              recall@1 {:.4}",
@@ -262,29 +288,6 @@ impl Train {
             run.start(network, stop)?
         };
         self.report(&settings, &outcome, symmetric.map)
-    }
-
-    fn preparation<'a>(
-        &'a self,
-        bundle: &'a SpaceBundle,
-        frozen: Frozen,
-        cache: &'a Path,
-        stop: &'a AtomicBool,
-    ) -> Preparation<'a> {
-        Preparation {
-            bundle,
-            network: self.network,
-            size: self.size,
-            frozen,
-            photos: &self.photos,
-            val: &self.val,
-            views: self.views,
-            augmentation: self.augment.into(),
-            seed: self.seed,
-            embeddings: self.embeddings.as_deref(),
-            cache,
-            stop,
-        }
     }
 
     fn network(&self, settings: &Settings, device: &Device) -> Result<EmbeddingNetwork> {
@@ -348,9 +351,21 @@ impl Train {
             bank: self.bank_weight,
             bank_size: self.bank_size,
             global: self.global_weight,
+            targets: TargetConfig {
+                consensus: self.consensus,
+                metric: self.metric,
+                shrinkage: self.metric_shrinkage,
+                ..TargetConfig::default()
+            },
             ..OursConfig::default()
         };
-        for value in self.ridge.iter().chain([&self.weight_decay, &ours.ssp, &ours.bank, &ours.global]) {
+        for value in self.ridge.iter().chain([
+            &self.weight_decay,
+            &ours.ssp,
+            &ours.bank,
+            &ours.global,
+            &self.metric_shrinkage,
+        ]) {
             ensure!(*value >= 0.0 && value.is_finite(), "weights, decay and ridges must not be negative");
         }
         ensure!(

@@ -7,6 +7,8 @@ use burn::tensor::Device;
 use glimpse_quantizer::Codebook;
 use serde::{Deserialize, Serialize};
 
+use crate::targets::TargetConfig;
+
 use super::{Csd, D3still, GlobalCosine, Loss, Raml, Regression, Ssp, Temperatures};
 
 /// A loss that a run can be asked for.
@@ -74,6 +76,7 @@ pub struct LossConfig {
 
 /// Weights of the terms of `ours`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct OursConfig {
     /// Of SSP.
     pub ssp: f64,
@@ -85,11 +88,20 @@ pub struct OursConfig {
     pub bank_temperatures: Temperatures,
     /// Of [`GlobalCosine`].
     pub global: f64,
+    /// What all terms compare the student with.
+    pub targets: TargetConfig,
 }
 
 impl Default for OursConfig {
     fn default() -> Self {
-        Self { ssp: 0.2, bank: 1.0, bank_size: 2048, bank_temperatures: Temperatures::PUBLISHED, global: 5.0 }
+        Self {
+            ssp: 0.2,
+            bank: 1.0,
+            bank_size: 2048,
+            bank_temperatures: Temperatures::PUBLISHED,
+            global: 5.0,
+            targets: TargetConfig::default(),
+        }
     }
 }
 
@@ -97,6 +109,11 @@ impl LossConfig {
     /// The published numbers.
     pub fn new(name: LossName) -> Self {
         Self { name, temperatures: Temperatures::PUBLISHED, ours: OursConfig::default() }
+    }
+
+    /// What the student is compared with: the teacher's embeddings, but for ours.
+    pub fn targets(&self) -> TargetConfig {
+        if self.name == LossName::Ours { self.ours.targets } else { TargetConfig::PLAIN }
     }
 
     /// The terms with their weights. `bank` gives that many training embeddings, row-major; it is asked only where a

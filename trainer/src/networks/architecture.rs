@@ -269,7 +269,7 @@ impl Architecture {
     fn shufflenet_channels(self, stage: usize) -> usize {
         let published = SHUFFLENET_CHANNELS.iter().find(|(percent, _)| *percent == self.width_percent);
         published.map_or_else(
-            || 2 * ((116 << stage) as f64 * self.width() / 2.0).round().max(1.0) as usize,
+            || 2 * (f64::from(116 << stage) * self.width() / 2.0).round().max(1.0) as usize,
             |(_, channels)| channels[stage],
         )
     }

@@ -211,12 +211,11 @@ impl ShuffleUnit {
 
     fn forward(&self, maps: Tensor<4>) -> Tensor<4> {
         let relu = |maps| Activation::Relu.forward(maps);
-        let (passed, convolved) = match &self.shortcut {
-            Some((depthwise, last)) => (relu(last.forward(depthwise.forward(maps.clone()))), maps),
-            None => {
-                let half = self.channels_out / 2;
-                (maps.clone().narrow(1, 0, half), maps.narrow(1, half, half))
-            }
+        let (passed, convolved) = if let Some((depthwise, last)) = &self.shortcut {
+            (relu(last.forward(depthwise.forward(maps.clone()))), maps)
+        } else {
+            let half = self.channels_out / 2;
+            (maps.clone().narrow(1, 0, half), maps.narrow(1, half, half))
         };
         let (first, depthwise, last) = &self.branch;
         let convolved = relu(last.forward(depthwise.forward(relu(first.forward(convolved)))));

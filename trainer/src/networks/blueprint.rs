@@ -90,6 +90,7 @@ mod as_text {
 
     use super::Architecture;
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
     pub(super) fn serialize<S: Serializer>(network: &Architecture, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(network)
     }

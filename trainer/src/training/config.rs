@@ -103,5 +103,5 @@ impl TrainingConfig {
 
 /// Whether a parameter of this path is a bias or belongs to a norm.
 fn is_undecayed(path: &str) -> bool {
-    path.ends_with(".bias") || path.ends_with(".gamma") || path.ends_with(".beta")
+    matches!(path.rsplit('.').next(), Some("bias" | "gamma" | "beta"))
 }

@@ -1,5 +1,6 @@
 //! What a run learns from, and how it reaches the device without a wait.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -14,12 +15,13 @@ use rayon::prelude::*;
 use super::TrainingError;
 use crate::features::Features;
 use crate::photos::{Augmentation, PhotoList};
+use crate::targets::{TargetConfig, refine};
 
 /// Batches that wait for the device at most.
 const PREFETCH: usize = 3;
 
 /// What goes into the trained part of the network, row by row.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Inputs {
     /// Maps after the frozen stages, `[n, C, h, w]`.
     Maps(Features),
@@ -115,8 +117,8 @@ impl Inputs {
 /// Inputs with the teacher's embeddings, row by row.
 #[derive(Debug)]
 pub struct TrainingSet {
-    /// What the student sees.
-    pub inputs: Inputs,
+    /// What the student sees; shared, as it is large and several sets of targets may stand beside it.
+    pub inputs: Arc<Inputs>,
     /// `[n, D]`, of the same items.
     pub teacher: Features,
 }
@@ -132,7 +134,15 @@ impl TrainingSet {
         if inputs.is_empty() || inputs.shape() == [0; 3] || teacher.shape.len() != 1 {
             return Err(TrainingError::NoData("inputs and teacher embeddings have no photo in common"));
         }
-        Ok(Self { inputs, teacher })
+        Ok(Self { inputs: Arc::new(inputs), teacher })
+    }
+
+    /// The same inputs with better targets.
+    ///
+    /// # Errors
+    /// [`TrainingError::Targets`].
+    pub fn refined(&self, config: &TargetConfig) -> Result<Self, TrainingError> {
+        Ok(Self { inputs: Arc::clone(&self.inputs), teacher: refine(&self.teacher, config)? })
     }
 
     /// Length of an embedding.
@@ -179,6 +189,11 @@ impl Order {
         ((self.rows / self.batch) as u64).max(1)
     }
 
+    /// Rows in a batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
     fn epoch(&self, epoch: u64) -> Vec<usize> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         random.set_stream(epoch);
@@ -221,14 +236,14 @@ impl<'scope> Prefetch<'scope> {
     ///
     /// # Errors
     /// [`TrainingError::Photo`].
-    pub fn next(&mut self) -> Result<Batch, TrainingError> {
+    pub fn next_batch(&mut self) -> Result<Batch, TrainingError> {
         let start = Instant::now();
         let batch = self.batches.recv();
         self.waited += start.elapsed();
         batch.unwrap_or(Err(TrainingError::NoData("the batches came to an end before the steps")))
     }
 
-    /// How long [`Prefetch::next`] has waited since the last call.
+    /// How long [`Prefetch::next_batch`] has waited since the last call.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }
@@ -295,7 +310,8 @@ mod tests {
         let collect = |first| -> Vec<Vec<f32>> {
             std::thread::scope(|scope| {
                 let mut batches = Prefetch::start(scope, &set, order, first, 8);
-                let batches = (first..8).map(|_| batches.next().unwrap().input.try_into_vec_as().unwrap());
+                let batches =
+                    (first..8).map(|_| batches.next_batch().unwrap().input.try_into_vec_as().unwrap());
                 batches.collect()
             })
         };
@@ -310,7 +326,7 @@ mod tests {
         // The scope would not end otherwise.
         std::thread::scope(|scope| {
             let mut batches = Prefetch::start(scope, &set, Order::new(10, 3, 7), 0, 1_000_000);
-            batches.next().unwrap();
+            batches.next_batch().unwrap();
         });
     }
 }

@@ -231,7 +231,7 @@ impl Run<'_> {
         let count = self.config.accumulate.max(1);
         let mut accumulator = GradientsAccumulator::new();
         for _ in 0..count {
-            let total = self.loss(network, batches.next()?, sums, step)? / f64::from(count);
+            let total = self.loss(network, batches.next_batch()?, sums, step)? / f64::from(count);
             let gradients = GradientsParams::from_grads(total.backward(), network);
             if count == 1 {
                 return Ok(gradients);

@@ -28,10 +28,28 @@ impl Validation {
     /// # Errors
     /// [`TrainingError::Photo`].
     pub fn scores(&self, network: &EmbeddingNetwork, frozen: Frozen) -> Result<Scores, TrainingError> {
-        let embed = |input| network.forward_after(frozen, input);
-        let embeddings = infer(&self.queries, &device_of(network), None, embed)?;
+        let embeddings = embed(network, frozen, &self.queries)?;
         Ok(score(&embeddings, &self.gallery, network.head.dimension(), &self.answers))
     }
+
+    /// Scores of a network on both sides; `gallery` are the gallery's photos as it sees them.
+    ///
+    /// # Errors
+    /// [`TrainingError::Photo`].
+    pub fn symmetric_scores(
+        &self,
+        network: &EmbeddingNetwork,
+        frozen: Frozen,
+        gallery: &Inputs,
+    ) -> Result<Scores, TrainingError> {
+        let (queries, gallery) = (embed(network, frozen, &self.queries)?, embed(network, frozen, gallery)?);
+        Ok(score(&queries, &gallery, network.head.dimension(), &self.answers))
+    }
+}
+
+/// Embeddings `[n, D]` of all rows.
+fn embed(network: &EmbeddingNetwork, frozen: Frozen, inputs: &Inputs) -> Result<Vec<f32>, TrainingError> {
+    infer(inputs, &device_of(network), None, |input| network.forward_after(frozen, input))
 }
 
 /// Sets the head's projection in closed form: ridge regression from pooled features to teacher embeddings, with whichever
