@@ -6,6 +6,8 @@
 //! - [`commands::init`]: a commented file to start from.
 //! - [`commands::check`]: all that is wrong with a file, before a device starts with it.
 //! - [`template`]: the text of a new file.
+//! - [`output`]: what reaches a terminal.
 
 pub mod commands;
+pub mod output;
 pub mod template;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use glimpse_firmware::commands::{Cli, Command, check, init};
+use glimpse_firmware::output::complain;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -11,7 +12,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        complain(&format!("error: {error:#}"));
         ExitCode::FAILURE
     })
 }

@@ -18,6 +18,10 @@ pub struct Settings<'a> {
     pub camera: &'a CameraSource,
     /// The space bundle.
     pub bundle: &'a Path,
+    /// A query network in place of the bundle's.
+    pub model: Option<&'a Path>,
+    /// A codebook in place of the bundle's.
+    pub codebook: Option<&'a Path>,
     /// How embeddings travel.
     pub codec: Codec,
     /// Matches asked for.
@@ -57,13 +61,13 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
         },
         Entry {
             comment: "A query network in place of the bundle's.",
-            line: assignment("model", quoted("query.onnx")),
-            is_set: false,
+            line: assignment("model", quoted(settings.model.map_or(Ok("query.onnx"), text)?)),
+            is_set: settings.model.is_some(),
         },
         Entry {
             comment: "A codebook in place of the bundle's, for the codec pq.",
-            line: assignment("codebook", quoted("codebook.safetensors")),
-            is_set: false,
+            line: assignment("codebook", quoted(settings.codebook.map_or(Ok("codebook.safetensors"), text)?)),
+            is_set: settings.codebook.is_some(),
         },
         Entry {
             comment: "How embeddings travel: f32, f16, i8, or pq, which is the smallest.",
@@ -136,7 +140,8 @@ mod tests {
 
     fn settings<'a>(server: &'a ServerAddress, camera: &'a CameraSource, bundle: &'a Path) -> Settings<'a> {
         let (codec, top_k) = (Device::CODEC_DEFAULT, Device::TOP_K_DEFAULT);
-        Settings { device: None, server, camera, bundle, codec, top_k, timeout: Device::TIMEOUT_DEFAULT }
+        let timeout = Device::TIMEOUT_DEFAULT;
+        Settings { device: None, server, camera, bundle, model: None, codebook: None, codec, top_k, timeout }
     }
 
     #[test]
@@ -163,6 +168,8 @@ mod tests {
         let name = DeviceId::new("door-1").unwrap();
         let settings = Settings {
             device: Some(&name),
+            model: Some(Path::new("q \" 1.onnx")),
+            codebook: Some(Path::new(strange)),
             codec: Codec::Pq,
             top_k: 3,
             timeout: Duration::from_millis(2500),
@@ -174,6 +181,8 @@ mod tests {
             (Some(name.clone()), server.clone(), camera.clone())
         );
         assert_eq!((device.bundle.as_deref(), device.top_k), (Some(Path::new(strange)), 3));
+        assert_eq!(device.model.as_deref(), Some(Path::new("q \" 1.onnx")));
+        assert_eq!(device.codebook.as_deref(), Some(Path::new(strange)));
         assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
     }
 }

@@ -34,8 +34,11 @@ fn a_new_file_passes_the_check_once_its_folders_are_there() {
     check(folder, &["check", "--no-paths", "device.toml"], 0, &["device.toml: good", "127.0.0.1:1883"]);
     std::fs::create_dir_all(folder.join("models/demo")).unwrap();
     std::fs::create_dir(folder.join("photos")).unwrap();
-    check(folder, &["check", "device.toml"], 1, &["bundle: there is no file", "query.onnx"]);
+    check(folder, &["check", "device.toml"], 1, &["bundle: there is no file", "query.onnx", "space.toml"]);
     std::fs::write(folder.join("models/demo/query.onnx"), "").unwrap();
+    std::fs::write(folder.join("models/demo/space.toml"), "name =").unwrap();
+    check(folder, &["check", "device.toml"], 1, &["space.toml cannot be used"]);
+    std::fs::write(folder.join("models/demo/space.toml"), "name = 'demo'\n").unwrap();
     check(folder, &["check", "device.toml"], 0, &["device.toml: good", "codec     i8"]);
 }
 
@@ -65,6 +68,78 @@ fn every_problem_is_told_with_its_file_and_line() {
         "b.toml:1: no TOML",
     ];
     check(folder.path(), &["check", "a.toml", "b.toml"], 1, &parts);
+}
+
+#[test]
+fn missing_paths_have_their_lines_and_stand_beside_other_problems() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.toml"), "top_k = 0\ncamera = 'folder:none'\nmodel = 'none.onnx'\n")
+        .unwrap();
+    let parts = [
+        "a.toml:1: top_k",
+        "a.toml:2: camera: there is no folder",
+        "a.toml:3: model: there is no file",
+        "a.toml: server: missing",
+    ];
+    check(folder.path(), &["check", "a.toml"], 1, &parts);
+}
+
+#[test]
+fn model_and_codebook_can_be_given() {
+    let folder = tempfile::tempdir().unwrap();
+    check(
+        folder.path(),
+        &["init", "--model", "q.onnx", "--codebook", "c.safetensors", "--codec", "pq"],
+        0,
+        &["wrote"],
+    );
+    check(folder.path(), &["check", "--no-paths", "device.toml"], 0, &["q.onnx", "c.safetensors"]);
+}
+
+#[test]
+fn control_characters_never_reach_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.toml"), "\"a\\u001b[31m\" = 1\nserver = 'a\u{9b}b'\n").unwrap();
+    std::fs::write(folder.path().join("b\u{1b}[2J.toml"), "x").unwrap();
+    for name in ["a.toml", "b\u{1b}[2J.toml", "absent\u{1b}.toml"] {
+        let output = firmware(folder.path(), &["check", name]);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
+        assert!(said.contains("\\u{"), "{said:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_away_is_no_panic() {
+    use std::process::Stdio;
+    let folder = tempfile::tempdir().unwrap();
+    for args in [&["init"][..], &["check", "--no-paths", "device.toml"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_glimpse-firmware"));
+        let mut child = command
+            .current_dir(folder.path())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code().is_some() && !said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_pipe_in_place_of_a_file_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap().success());
+    // A program that waited for the pipe's other end would hang here, and fail by the test's own time limit.
+    check(folder.path(), &["check", "pipe"], 1, &["pipe is no file"]);
+    std::fs::create_dir(folder.path().join("photos")).unwrap();
+    let text = "server = 'a'\ncamera = 'folder:photos'\nmodel = 'pipe'\n";
+    std::fs::write(folder.path().join("a.toml"), text).unwrap();
+    check(folder.path(), &["check", "a.toml"], 1, &["a.toml:3: model: there is no file"]);
 }
 
 #[test]

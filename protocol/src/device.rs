@@ -311,6 +311,11 @@ impl RawDevice {
         Ok(())
     }
 
+    /// The line of a key that came from a file.
+    pub fn line(&self, key: &str) -> Option<usize> {
+        self.lines.get(key).copied()
+    }
+
     /// What `self` says, and what `below` says where `self` is silent: flags over a file.
     #[must_use]
     pub fn over(self, below: Self) -> Self {

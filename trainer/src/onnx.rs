@@ -146,7 +146,7 @@ mod tests {
         let names: Vec<&str> =
             model.graph().unwrap().initializer.iter().filter_map(|tensor| tensor.name.as_deref()).collect();
         assert!(
-            ["head.conv.conv.weight", "head.linear.weight"].iter().all(|name| names.contains(name)),
+            ["head.conv.weight", "head.linear.weight"].iter().all(|name| names.contains(name)),
             "{names:?}"
         );
         for size in [32, 64, 160] {

@@ -1,13 +1,15 @@
 //! `glimpse-firmware check`: all that is wrong with device files, before a device starts with them.
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use glimpse_protocol::Codec;
-use glimpse_protocol::device::{CameraSource, Device, RawDevice};
+use glimpse_protocol::device::{CameraSource, Device, Problem, RawDevice};
+
+use crate::output::{complain, say, shown};
 
 /// The largest file that is read; a complete one has two kilobytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -29,13 +31,12 @@ pub struct CheckArgs {
 /// Output that cannot be written.
 pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
-    let mut out = std::io::stdout().lock();
     for file in &args.files {
         match check(file, !args.no_paths) {
-            Ok(device) => write!(out, "{}: good\n{}", file.display(), table(&device))?,
+            Ok(device) => say(&format!("{}: good\n{}", shown(&file.display().to_string()), table(&device)))?,
             Err(problems) => {
                 status = ExitCode::FAILURE;
-                problems.iter().for_each(|problem| eprintln!("{problem}"));
+                problems.iter().for_each(|problem| complain(problem));
             }
         }
     }
@@ -46,70 +47,105 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 fn check(file: &Path, look: bool) -> Result<Device, Vec<String>> {
     let name = file.display();
     let text = read(file).map_err(|error| vec![format!("{error:#}")])?;
-    let (raw, problems) = RawDevice::parse(&text, file.parent().unwrap_or(Path::new("")));
-    let device = raw.validate(problems).map_err(|problems| {
-        let line = |problem: &glimpse_protocol::device::Problem| match problem.line {
+    let (raw, mut problems) = RawDevice::parse(&text, file.parent().unwrap_or(Path::new("")));
+    if look {
+        problems.extend(path_problems(&raw));
+    }
+    raw.validate(problems).map_err(|mut problems| {
+        // What is missing has no line, and comes last.
+        problems.0.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        let line = |problem: &Problem| match problem.line {
             Some(line) => format!("{name}:{line}: {}", problem.message),
             None => format!("{name}: {}", problem.message),
         };
-        problems.0.iter().map(line).collect::<Vec<_>>()
-    })?;
-    let missing = if look { missing_paths(&device) } else { Vec::new() };
-    if missing.is_empty() {
-        Ok(device)
-    } else {
-        Err(missing.into_iter().map(|problem| format!("{name}: {problem}")).collect())
-    }
+        problems.0.iter().map(line).collect()
+    })
 }
 
+/// Reads a regular file of at most [`FILE_BYTES_MAX`]. What it is gets asked before it is opened: opening a pipe would wait
+/// for its other end.
 fn read(file: &Path) -> anyhow::Result<String> {
     let context = || format!("cannot read {}", file.display());
+    let metadata = std::fs::metadata(file).with_context(context)?;
+    ensure!(metadata.is_file(), "{} is no file", file.display());
     let opened = std::fs::File::open(file).with_context(context)?;
-    ensure!(opened.metadata().with_context(context)?.is_file(), "{} is no file", file.display());
     let mut bytes = Vec::new();
     opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(context)?;
     ensure!(
         bytes.len() as u64 <= FILE_BYTES_MAX,
-        "{} is larger than {FILE_BYTES_MAX} bytes: is it a device file?",
+        "{} is larger than {FILE_BYTES_MAX} bytes: is it the right file?",
         file.display()
     );
     String::from_utf8(bytes)
         .ok()
-        .with_context(|| format!("{} is no UTF-8 text: is it a device file?", file.display()))
+        .with_context(|| format!("{} is no UTF-8 text: is it the right file?", file.display()))
 }
 
-/// What the device would look for and not find.
-fn missing_paths(device: &Device) -> Vec<String> {
-    let CameraSource::Folder(photos) = &device.camera;
-    let mut needed: Vec<(&str, PathBuf, bool)> = vec![("camera", photos.clone(), true)];
-    let in_bundle = |name: &str| device.bundle.as_ref().map(|bundle| bundle.join(name));
-    if let Some(bundle) = &device.bundle {
-        needed.push(("bundle", bundle.clone(), true));
+/// A path that a key leads to.
+struct Needed {
+    key: &'static str,
+    path: PathBuf,
+    is_folder: bool,
+}
+
+impl Needed {
+    fn folder(key: &'static str, path: &Path) -> Self {
+        Self { key, path: path.to_owned(), is_folder: true }
     }
-    let of_bundle = device.bundle.as_ref().is_some_and(|bundle| bundle.is_dir());
-    match &device.model {
-        Some(model) => needed.push(("model", model.clone(), false)),
-        None if of_bundle => needed.extend(in_bundle("query.onnx").map(|path| ("bundle", path, false))),
-        None => {}
+
+    fn file(key: &'static str, path: &Path) -> Self {
+        Self { key, path: path.to_owned(), is_folder: false }
     }
-    match &device.codebook {
-        Some(codebook) => needed.push(("codebook", codebook.clone(), false)),
-        None if of_bundle && device.codec == Codec::Pq => {
-            needed.extend(in_bundle("codebook.safetensors").map(|path| ("bundle", path, false)));
+
+    fn problem(&self) -> Option<String> {
+        let Self { key, path, is_folder } = self;
+        let is_there = if *is_folder { path.is_dir() } else { path.is_file() };
+        let kind = if *is_folder { "folder" } else { "file" };
+        (!is_there).then(|| {
+            format!(
+                "{key}: there is no {kind} {}: make it, or use --no-paths where it is only on the device",
+                path.display()
+            )
+        })
+    }
+}
+
+/// What the device would look for and not find, or not be able to use.
+fn path_problems(raw: &RawDevice) -> Vec<Problem> {
+    let mut needed = Vec::new();
+    if let Some(CameraSource::Folder(photos)) = &raw.camera {
+        needed.push(Needed::folder("camera", photos));
+    }
+    needed.extend(raw.model.as_deref().map(|model| Needed::file("model", model)));
+    needed.extend(raw.codebook.as_deref().map(|codebook| Needed::file("codebook", codebook)));
+    let mut messages: Vec<(&str, String)> = Vec::new();
+    if let Some(bundle) = &raw.bundle {
+        needed.push(Needed::folder("bundle", bundle));
+        if bundle.is_dir() {
+            let space = bundle.join("space.toml");
+            messages.extend(space_problem(&space).map(|message| ("bundle", message)));
+            if raw.model.is_none() {
+                needed.push(Needed::file("bundle", &bundle.join("query.onnx")));
+            }
+            if raw.codebook.is_none() && raw.codec == Some(Codec::Pq) {
+                needed.push(Needed::file("bundle", &bundle.join("codebook.safetensors")));
+            }
         }
-        None => {}
     }
-    let is_missing = |(_, path, folder): &(&str, PathBuf, bool)| {
-        if *folder { !path.is_dir() } else { !path.is_file() }
-    };
-    let tell = |(key, path, folder): (&str, PathBuf, bool)| {
-        let kind = if folder { "folder" } else { "file" };
-        format!(
-            "{key}: there is no {kind} {}: make it, or use --no-paths where it is only on the device",
-            path.display()
-        )
-    };
-    needed.into_iter().filter(is_missing).map(tell).collect()
+    messages.extend(needed.iter().filter_map(|needed| Some((needed.key, needed.problem()?))));
+    messages.into_iter().map(|(key, message)| Problem { line: raw.line(key), message }).collect()
+}
+
+/// A device reads a bundle's `space.toml` before anything else of it. What stands in it is the embedder's to judge; that it
+/// is there, and TOML, is seen here.
+fn space_problem(path: &Path) -> Option<String> {
+    if let Some(missing) = Needed::file("bundle", path).problem() {
+        return Some(missing);
+    }
+    match read(path).and_then(|text| Ok(text.parse::<toml::Table>()?)) {
+        Ok(_) => None,
+        Err(error) => Some(format!("bundle: {} cannot be used: {error:#}", path.display())),
+    }
 }
 
 /// What the device would work with, defaults filled in.
@@ -134,5 +170,5 @@ fn table(device: &Device) -> String {
         ("top_k", device.top_k.to_string()),
         ("timeout", format!("{} s", device.timeout.as_secs_f64())),
     ];
-    rows.map(|(key, value)| format!("  {key:<9} {value}\n")).concat()
+    rows.map(|(key, value)| format!("  {key:<9} {}\n", shown(&value))).concat()
 }

@@ -11,6 +11,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use glimpse_protocol::device::{self, CameraSource, ServerAddress};
 use glimpse_protocol::{Codec, DeviceId};
 
+use crate::output::{say, shown};
 use crate::template::{Settings, device_toml};
 
 /// Flags of `glimpse-firmware init`.
@@ -31,6 +32,12 @@ pub struct InitArgs {
     /// Space bundle, with query network and codebook
     #[arg(long, value_name = "DIR", default_value = "models/demo")]
     pub bundle: PathBuf,
+    /// A query network in place of the bundle's
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// A codebook in place of the bundle's, for the codec pq
+    #[arg(long, value_name = "FILE")]
+    pub codebook: Option<PathBuf>,
     /// How embeddings travel
     #[arg(long, value_parser = codec_parser(), default_value = "i8")]
     pub codec: Codec,
@@ -59,17 +66,19 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         server: &args.server,
         camera: &args.camera,
         bundle: &args.bundle,
+        model: args.model.as_deref(),
+        codebook: args.codebook.as_deref(),
         codec: args.codec,
         top_k: args.top_k,
         timeout: args.timeout,
     };
     let text = device_toml(&settings)?;
     write_whole(&args.file, &text, args.force)?;
-    let file = args.file.display();
-    println!("wrote {file}: read it, change what differs, then `glimpse-firmware check {file}`");
-    println!(
-        "paths in it are taken from its own folder; the device runs it with `glimpse-edge run --config {file}`"
-    );
+    let file = shown(&args.file.display().to_string());
+    say(&format!(
+        "wrote {file}: read it, change what differs, then `glimpse-firmware check {file}`\n\
+         paths in it are taken from its own folder; the device runs it with `glimpse-edge run --config {file}`\n"
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 

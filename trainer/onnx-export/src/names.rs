@@ -30,12 +30,16 @@ impl PathVisitor {
 }
 
 impl ModuleVisitor for PathVisitor {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.stack.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        if !is_enum(container_type) {
+            self.stack.push(name.to_owned());
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.stack.pop();
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        if !is_enum(container_type) {
+            self.stack.pop();
+        }
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -55,6 +59,11 @@ impl ModuleVisitor for PathVisitor {
             self.record(tensor.id());
         }
     }
+}
+
+/// Variants of an enum are no part of a path: which one it is says the enum's field.
+fn is_enum(container_type: &str) -> bool {
+    container_type.starts_with("Enum:")
 }
 
 /// Hands out names that were never handed out before.

@@ -1,7 +1,8 @@
 //! The head: 1x1 convolution, generalised-mean pooling, and the projection into the shared space.
 
 use burn::module::{Module, Param};
-use burn::nn::{Linear, LinearConfig};
+use burn::nn::conv::Conv2d;
+use burn::nn::{BatchNorm, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
@@ -30,8 +31,10 @@ pub struct HeadConfig {
 /// Maps `[N, C, h, w]` to unit vectors.
 #[derive(Module, Debug)]
 pub struct Head {
-    /// 1x1, with the pretrained batch norm where it has one.
-    pub(super) conv: ConvNorm,
+    /// 1x1.
+    conv: Conv2d,
+    /// Its pretrained batch norm, until that is folded into it.
+    norm: Option<BatchNorm>,
     /// Down to the rank of a low-rank projection; `[channels, rank]`.
     pub(super) reduce: Option<Linear>,
     /// Projection into the shared space; `[channels or rank, D]`.
@@ -47,18 +50,25 @@ impl Head {
             let channels = plan.map_channels();
             return Self::fresh(channels, FRESH_FACTOR * channels, device);
         };
-        Self { conv: ConvNorm::new(last, device), reduce: None, linear: None, activation: plan.activation }
+        Self::of(ConvNorm::new(last, device), plan.activation)
     }
 
     /// A random convolution from `map_channels` to `channels`, without norm and bias (Wu et al., arXiv 2403.00648).
     pub fn fresh(map_channels: usize, channels: usize, device: &Device) -> Self {
-        let conv = ConvNorm::new(&fresh_conv(map_channels, channels), device);
-        Self { conv, reduce: None, linear: None, activation: Activation::Relu }
+        Self::of(ConvNorm::new(&fresh_conv(map_channels, channels), device), Activation::Relu)
+    }
+
+    fn of(ConvNorm { conv, norm }: ConvNorm, activation: Activation) -> Self {
+        Self { conv, norm, reduce: None, linear: None, activation }
     }
 
     /// Maps `[N, C, h, w]` to unit features `[N, channels]`: everything before the projection.
     pub fn pool(&self, maps: Tensor<4>) -> Tensor<2> {
         let maps = self.conv.forward(maps);
+        let maps = match &self.norm {
+            Some(norm) => norm.forward(maps),
+            None => maps,
+        };
         unit(gem(match self.activation {
             // The activation and GeM's floor are one clamp.
             Activation::Relu6 => maps.clamp(GEM_FLOOR, 6.0),
@@ -108,7 +118,7 @@ impl Head {
 
     /// Dimension of the pooled features.
     pub fn channels(&self) -> usize {
-        self.conv.conv.weight.dims()[0]
+        self.conv.weight.dims()[0]
     }
 
     /// Dimension of what it gives.
@@ -117,7 +127,8 @@ impl Head {
     }
 
     pub(super) fn fold(self) -> Self {
-        Self { conv: self.conv.fold(), ..self }
+        let ConvNorm { conv, norm } = ConvNorm { conv: self.conv, norm: self.norm }.fold();
+        Self { conv, norm, ..self }
     }
 }
 

@@ -69,7 +69,7 @@ impl Parameters {
         if let Some(path) = self.0.keys().find(|path| !present.0.contains_key(*path)) {
             return Err(ParametersError::Surplus(path.clone()));
         }
-        let mut writer = Writer { path: Vec::new(), next_id: 1, values: self };
+        let mut writer = Writer { path: ModulePath::default(), next_id: 1, values: self };
         Ok(module.map(&mut writer))
     }
 
@@ -144,53 +144,76 @@ impl Parameters {
 
 /// The ids of the parameters and training flags whose path passes.
 pub fn group(module: &impl Module, passes: impl Fn(&str) -> bool) -> ParamGroup {
-    let mut ids = Ids { path: Vec::new(), passes, found: Vec::new() };
+    let mut ids = Ids { path: ModulePath::default(), passes, found: Vec::new() };
     module.visit(&mut ids);
     ParamGroup::from_ids(ids.found)
 }
 
+/// Where a walk through a module is: field names and indices, as `burn-store` and our exporter write them, without the
+/// variants of enums.
+#[derive(Default)]
+struct ModulePath(Vec<String>);
+
+impl ModulePath {
+    fn enter(&mut self, name: &str, container_type: &str) {
+        if !container_type.starts_with("Enum:") {
+            self.0.push(name.to_owned());
+        }
+    }
+
+    fn exit(&mut self, container_type: &str) {
+        if !container_type.starts_with("Enum:") {
+            self.0.pop();
+        }
+    }
+
+    fn text(&self) -> String {
+        self.0.join(".")
+    }
+}
+
 #[derive(Default)]
 struct Reader {
-    path: Vec<String>,
+    path: ModulePath,
     found: BTreeMap<String, Parameter>,
 }
 
 impl ModuleVisitor for Reader {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.path.exit(container_type);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let value = param.val();
         let shape = value.dims().to_vec();
-        self.found.insert(self.path.join("."), Parameter { shape, values: super::values(value) });
+        self.found.insert(self.path.text(), Parameter { shape, values: super::values(value) });
     }
 }
 
 struct Writer<'a> {
-    path: Vec<String>,
+    path: ModulePath,
     next_id: u64,
     values: &'a Parameters,
 }
 
 impl ModuleMapper for Writer<'_> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.path.exit(container_type);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let id = ParamId::from(self.next_id);
         self.next_id += 1;
         let (_, tensor, mapper) = param.consume();
-        let Some(stored) = self.values.0.get(&self.path.join(".")) else {
+        let Some(stored) = self.values.0.get(&self.path.text()) else {
             return Param::from_mapped_value(id, tensor, mapper);
         };
         let data = TensorData::new(stored.values.clone(), stored.shape.clone());
@@ -201,26 +224,26 @@ impl ModuleMapper for Writer<'_> {
 }
 
 struct Ids<F> {
-    path: Vec<String>,
+    path: ModulePath,
     passes: F,
     found: Vec<ParamId>,
 }
 
 impl<F: Fn(&str) -> bool> Ids<F> {
     fn visit(&mut self, id: ParamId) {
-        if (self.passes)(&self.path.join(".")) {
+        if (self.passes)(&self.path.text()) {
             self.found.push(id);
         }
     }
 }
 
 impl<F: Fn(&str) -> bool> ModuleVisitor for Ids<F> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.path.exit(container_type);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {

@@ -51,8 +51,8 @@ const LITE_NAMES: [(&str, &str); 10] = [
     (r"^_blocks\.(\d+)\._bn1\.", "backbone.blocks.$1.depthwise.norm."),
     (r"^_blocks\.(\d+)\._project_conv\.", "backbone.blocks.$1.project.conv."),
     (r"^_blocks\.(\d+)\._bn2\.", "backbone.blocks.$1.project.norm."),
-    (r"^_conv_head\.", "head.conv.conv."),
-    (r"^_bn1\.", "head.conv.norm."),
+    (r"^_conv_head\.", "head.conv."),
+    (r"^_bn1\.", "head.norm."),
 ];
 
 /// Layers of MobileNetV2's blocks, which checkpoints number through with their activations.
@@ -83,8 +83,8 @@ fn mobilenet_v2_names() -> Vec<(String, String)> {
     let ends = [
         ("0", "0", "backbone.stem.conv"),
         ("0", "1", "backbone.stem.norm"),
-        ("18", "0", "head.conv.conv"),
-        ("18", "1", "head.conv.norm"),
+        ("18", "0", "head.conv"),
+        ("18", "1", "head.norm"),
     ];
     let ends =
         ends.iter().map(|(layer, part, to)| (format!(r"^features\.{layer}\.{part}\."), format!("{to}.")));
