@@ -223,6 +223,14 @@ fn each_bad_message_gets_its_named_error_and_the_server_stays_up() {
         ("no text at all", Malformed, 0, Request::new(b"\xff\xfe\x00", "application/json")),
         ("nothing", Malformed, 0, Request::cbor(b"")),
         ("nothing, and no content type", Malformed, 0, Request::unnamed(b"")),
+        // Good queries but for what they are called: the name counts, not the looks.
+        (
+            "JSON called CBOR",
+            Malformed,
+            0,
+            Request::cbor(good_query(6, bundle.space, &embedding).to_string().as_bytes()),
+        ),
+        ("CBOR called JSON", Malformed, 0, Request::new(&good, "application/json")),
         ("deep nesting", Malformed, 0, Request::new(&vec![b'['; 60_000], "application/json")),
         ("oversized, unreadable", TooLarge, 0, Request::cbor(&vec![0; 900 << 10])),
         ("oversized", TooLarge, 2, with(&|q| q["comment"] = json!("x".repeat(64 << 10)))),

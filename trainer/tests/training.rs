@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use glimpse_quantizer::Codebook;
@@ -92,7 +93,18 @@ fn config() -> TrainingConfig {
 
 /// Runs `act` on a run in `folder`.
 fn with_run<T>(folder: &Path, config: &TrainingConfig, act: impl FnOnce(&Run) -> T) -> T {
-    let (set, validation, losses) = problem();
+    with_run_and(folder, config, None, act)
+}
+
+/// The same, with a term that stops the run.
+fn with_run_and<T>(
+    folder: &Path,
+    config: &TrainingConfig,
+    stops: Option<StopsIn>,
+    act: impl FnOnce(&Run) -> T,
+) -> T {
+    let (set, validation, mut losses) = problem();
+    losses.extend(stops.map(|stops| (1.0, Box::new(stops) as Box<dyn Loss>)));
     let settings = json!({ "training": config, "network": "tiny" });
     act(&Run {
         config,
@@ -106,39 +118,51 @@ fn with_run<T>(folder: &Path, config: &TrainingConfig, act: impl FnOnce(&Run) ->
     })
 }
 
-/// Raises the flag as soon as the checkpoint of an epoch is there.
-fn stop_after_the_first_epoch(folder: &Path, stop: &AtomicBool, done: &AtomicBool) {
-    while !folder.join("checkpoint.safetensors").exists() && !done.load(Ordering::Relaxed) {
-        std::thread::yield_now();
+/// Raises the flag in the given step, as a Ctrl-C would.
+struct StopsIn {
+    step: usize,
+    seen: AtomicUsize,
+    flag: Arc<AtomicBool>,
+}
+
+impl Loss for StopsIn {
+    fn name(&self) -> &'static str {
+        "stop"
     }
-    stop.store(true, Ordering::Relaxed);
+
+    fn loss(&self, student: Tensor<2>, _teacher: Tensor<2>) -> Tensor<1> {
+        if self.seen.fetch_add(1, Ordering::Relaxed) + 1 == self.step {
+            self.flag.store(true, Ordering::Relaxed);
+        }
+        student.sum() * 0.0
+    }
 }
 
 /// Whole, and stopped and resumed: the same network in the end, the same lines on the way.
 fn check_resume(config: &TrainingConfig, norms: Norms) {
-    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let whole = tempfile::tempdir().unwrap();
     let never = AtomicBool::new(false);
     let start = || network(20, norms);
     let expected = with_run(whole.path(), config, |run| run.start(start(), &never).unwrap());
     assert!(expected.complete && expected.step == 20);
-
-    let (stop, done) = (AtomicBool::new(false), AtomicBool::new(false));
-    let first = std::thread::scope(|scope| {
-        scope.spawn(|| stop_after_the_first_epoch(parts.path(), &stop, &done));
-        let outcome = with_run(parts.path(), config, |run| run.start(start(), &stop).unwrap());
-        done.store(true, Ordering::Relaxed);
-        outcome
-    });
-    // The flag is raised from outside; where the run was quicker, the test below holds all the same.
-    assert_eq!(first.complete, first.step == 20);
-    // A checkpoint brings its own weights: those of the network that is handed in do not matter.
-    let resumed = with_run(parts.path(), config, |run| run.resume(network(21, norms), &never).unwrap());
-    assert_eq!(resumed, expected);
     let metrics = |folder: &Path| -> Vec<(u64, f64)> {
         read_metrics(folder).iter().map(|line| (line.step, line.validation.map)).collect()
     };
-    assert_eq!(metrics(whole.path()), metrics(parts.path()));
-    assert_eq!(metrics(whole.path()).len(), 20 * config.accumulate as usize / 2);
+    assert_eq!(metrics(whole.path()).len(), 10);
+
+    // In the first step, at the end of an epoch of two steps, and within one.
+    for step in [1, 6, 13] {
+        let parts = tempfile::tempdir().unwrap();
+        let flag = Arc::new(AtomicBool::new(false));
+        let stops = StopsIn { step, seen: AtomicUsize::new(0), flag: flag.clone() };
+        let first = with_run_and(parts.path(), config, Some(stops), |run| run.start(start(), &flag).unwrap());
+        assert_eq!((first.complete, first.step), (false, step as u64));
+        // A checkpoint brings its own weights: those of the network that is handed in do not matter.
+        let resumed = with_run(parts.path(), config, |run| run.resume(network(21, norms), &never).unwrap());
+        assert_eq!(resumed.last.differing(&expected.last), Vec::<String>::new(), "stopped in step {step}");
+        assert!(resumed == expected, "stopped in step {step}: the best network is not the same");
+        assert_eq!(metrics(whole.path()), metrics(parts.path()));
+    }
 }
 
 #[test]

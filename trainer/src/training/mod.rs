@@ -146,7 +146,7 @@ impl Run<'_> {
                 network = optimizer.step(rate, network, gradients);
                 state.step += 1;
                 if let Some(average) = &mut average {
-                    average.average(&Parameters::of(&network), self.ema_decay(state.step));
+                    average.average(&current(&network), self.ema_decay(state.step));
                 }
                 progress.set(state.step);
 
@@ -154,7 +154,7 @@ impl Run<'_> {
                     state.step.is_multiple_of(steps_per_epoch) || state.step == self.config.steps;
                 let stopped = stop.load(Ordering::Relaxed);
                 if epoch_ends {
-                    let judged = average.clone().unwrap_or_else(|| Parameters::of(&network));
+                    let judged = average.clone().unwrap_or_else(|| current(&network));
                     let scores = self.validation.scores(&self.judged(&network, &judged)?, self.frozen)?;
                     if scores.map > state.best_map {
                         (state.best_map, state.best_step) = (scores.map, state.step);
@@ -168,7 +168,7 @@ impl Run<'_> {
                 }
                 if epoch_ends || stopped {
                     let checkpoint = Checkpoint {
-                        network: Parameters::of(&network),
+                        network: current(&network),
                         average: average.clone(),
                         optimizer: self.optimizer_bytes(&optimizer)?,
                         state: state.clone(),
@@ -181,7 +181,7 @@ impl Run<'_> {
             }
             progress.finish();
             let State { step, best_map, best_step, .. } = state;
-            let last = average.unwrap_or_else(|| Parameters::of(&network));
+            let last = average.unwrap_or_else(|| current(&network));
             Ok(Outcome { step, best, best_map, best_step, last, complete: step >= self.config.steps })
         })
     }
@@ -303,6 +303,12 @@ impl Run<'_> {
     fn checkpoint_path(&self) -> PathBuf {
         self.folder.join("checkpoint.safetensors")
     }
+}
+
+/// What a network in training holds by now. The running statistics of live norms take in the last step only when they are
+/// asked to, and `valid` asks them.
+fn current(network: &EmbeddingNetwork) -> Parameters {
+    Parameters::of(&network.valid())
 }
 
 fn best_path(folder: &Path) -> PathBuf {
