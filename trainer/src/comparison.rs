@@ -5,7 +5,6 @@
 //! whose best epoch is chosen on validation too; and only then the test photos are looked at. Every run has a folder
 //! with a checkpoint and, once it is done, a `result.json`, so that a benchmark that was stopped goes on where it was.
 
-use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -121,6 +120,8 @@ pub struct Row {
     pub variant: Option<String>,
     /// The query network.
     pub network: String,
+    /// Side of its input, in pixels.
+    pub input_px: u32,
     /// Its parameters.
     pub parameters: usize,
     /// Products and sums for one photo.
@@ -317,7 +318,7 @@ impl<'a> Bench<'a> {
 
     fn row(&self, row: &RowPlan) -> Result<Row> {
         let rates = row.learning_rates.as_ref().unwrap_or(&self.plan.learning_rates);
-        let series = Series { bench: self, row, loss: row.loss_config()?, set: OnceCell::new() };
+        let series = Series { bench: self, row, loss: row.loss_config()? };
         let (rate, steps) = match row.loss_name()? {
             None => (0.0, 0),
             Some(_) => (series.best_rate(rates)?, self.plan.steps),
@@ -333,6 +334,7 @@ impl<'a> Bench<'a> {
             loss: row.loss.clone(),
             variant: row.variant.clone(),
             network: self.network.name.clone(),
+            input_px: self.network.size,
             parameters: cost.parameters,
             multiply_adds: cost.multiply_adds,
             map_mean: 100.0 * map_mean,
@@ -399,8 +401,6 @@ struct Series<'a> {
     bench: &'a Bench<'a>,
     row: &'a RowPlan,
     loss: LossConfig,
-    /// Made when the first run needs it.
-    set: OnceCell<TrainingSet>,
 }
 
 impl Series<'_> {
@@ -450,18 +450,9 @@ impl Series<'_> {
         Ok(figures)
     }
 
-    /// The training set with this row's targets.
-    fn set(&self) -> Result<&TrainingSet> {
-        if self.set.get().is_none() {
-            // Nobody else sets it in between: this type stays on one thread.
-            let _ = self.set.set(self.bench.set.refined(&self.loss.targets())?);
-        }
-        self.set.get().context("the training set was just made")
-    }
-
     fn train(&self, config: &TrainingConfig, settings: &serde_json::Value, folder: &Path) -> Result<Outcome> {
         let bench = self.bench;
-        let (device, set) = (Device::flex(), self.set()?);
+        let (device, set) = (Device::flex(), &bench.set);
         let bank = |count| bench.set.bank(count, config.seed);
         let losses = self.loss.terms(bench.codebook, bank, &device.clone().autodiff());
         let run = Run {
@@ -511,7 +502,7 @@ impl Comparison {
             "{} test queries; the gallery network on both sides has mAP {:.2}.\n\n",
             self.queries, self.symmetric_map
         );
-        let head = "| network | loss | start | parameters, M | multiply-adds, M | mAP | recall@1 | retention | own mAP |\n\
+        let head = "| network, input | loss | start | parameters, M | multiply-adds, M | mAP | recall@1 | retention | own mAP |\n\
                     |---|---|---|---|---|---|---|---|---|\n";
         page += head;
         page.extend(self.rows(false).map(Row::markdown));
@@ -528,8 +519,9 @@ impl Row {
     fn markdown(&self) -> String {
         let variant = self.variant.iter().map(|variant| format!(", {variant}")).collect::<String>();
         format!(
-            "| {} | {}{variant} | {} | {:.2} | {:.0} | {:.2} ± {:.2} | {:.1} % | {:.3} | {:.2} |\n",
+            "| {}, {} px | {}{variant} | {} | {:.2} | {:.0} | {:.2} ± {:.2} | {:.1} % | {:.3} | {:.2} |\n",
             self.network,
+            self.input_px,
             self.loss,
             self.start,
             self.parameters as f64 / 1e6,

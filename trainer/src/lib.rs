@@ -6,12 +6,11 @@
 //! 2. [`photos`] and [`features`]: what a network makes of many photos, cached and resumable.
 //! 3. [`projection`]: PCA-whitening (which makes the gallery's space) and ridge regression (which puts an untrained query
 //!    network into it), in closed form.
-//! 4. [`targets`]: better targets than the teacher's embeddings, without labels.
-//! 5. [`losses`], [`schedule`], [`preparation`] and [`training`]: SSP, its rivals and ours, and the loop.
-//! 6. [`retrieval`]: mAP and recall.
-//! 7. [`onnx`]: networks to files, checked against the module.
-//! 8. [`comparison`]: the benchmark of accuracy.
-//! 9. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
+//! 4. [`losses`], [`schedule`], [`preparation`] and [`training`]: SSP, its rivals and ours, and the loop.
+//! 5. [`retrieval`] and [`evaluation`]: mAP, recall, and the protocols of published data sets.
+//! 6. [`onnx`]: networks to files, checked against the module.
+//! 7. [`comparison`]: the benchmark of accuracy.
+//! 8. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
 //!
 //! Only `networks`, `losses`, `training` and `onnx` know Burn. Photos are embedded by tract through
 //! `glimpse-embedder`, the teacher's and the frozen backbone's too: it is several times faster than Burn on
@@ -21,10 +20,12 @@
 
 pub mod commands;
 pub mod comparison;
+pub mod evaluation;
 pub mod features;
 pub mod files;
 pub mod linalg;
 pub mod losses;
+pub mod matrix;
 pub mod networks;
 pub mod onnx;
 pub mod photos;
@@ -33,5 +34,4 @@ pub mod progress;
 pub mod projection;
 pub mod retrieval;
 pub mod schedule;
-pub mod targets;
 pub mod training;

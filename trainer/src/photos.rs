@@ -51,6 +51,16 @@ pub struct Photo {
     /// Which thing it shows: a query's answers are the gallery photos of the same object.
     #[serde(default)]
     pub object: String,
+    /// The part that counts: left, top, right, bottom, in pixels. A protocol sets it, no table does.
+    #[serde(skip)]
+    pub crop: Option<[u32; 4]>,
+}
+
+impl Photo {
+    /// A whole photo that nothing is known about.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), role: String::new(), object: String::new(), crop: None }
+    }
 }
 
 /// Photos in a fixed order.
@@ -61,8 +71,22 @@ pub struct PhotoList {
 }
 
 impl PhotoList {
+    /// These photos, with paths from `root`.
+    pub fn of(root: &Path, photos: Vec<Photo>) -> Self {
+        Self { root: root.into(), photos }
+    }
+
+    /// Photos of the list by their numbers, in that order.
+    ///
+    /// # Panics
+    /// If a number is none of the list's.
+    pub fn pick(&self, numbers: &[u32]) -> Self {
+        let photos = numbers.iter().map(|&number| self.photos[number as usize].clone()).collect();
+        Self { root: self.root.clone(), photos }
+    }
+
     /// Reads a CSV table with a column `path` (relative to the table's folder) and optionally `role` and `object`, or
-    /// lists the JPEG and PNG files of a folder by name.
+    /// lists the JPEG and PNG files of a folder and the folders in it by name.
     ///
     /// # Errors
     /// [`PhotoListError`]; an empty list is an error too.
@@ -107,12 +131,23 @@ impl PhotoList {
         self.root.join(&self.photos[index].path)
     }
 
+    /// Decodes a photo, or the part of it that counts; a crop that lies outside leaves the photo whole.
+    fn photo(&self, index: usize) -> Result<RgbImage, PhotoError> {
+        let photo = read_photo(&self.file(index))?;
+        let Some([left, top, right, bottom]) = self.photos[index].crop else { return Ok(photo) };
+        let (right, bottom) = (right.min(photo.width()), bottom.min(photo.height()));
+        if left >= right || top >= bottom {
+            return Ok(photo);
+        }
+        Ok(imageops::crop_imm(&photo, left, top, right - left, bottom - top).to_image())
+    }
+
     /// Decodes one view of a photo; view 0 is the photo itself.
     ///
     /// # Errors
     /// [`PhotoError`].
     pub fn view(&self, index: usize, view: usize, seed: u64) -> Result<RgbImage, PhotoError> {
-        let photo = read_photo(&self.file(index))?;
+        let photo = self.photo(index)?;
         if view == 0 {
             return Ok(photo);
         }
@@ -139,7 +174,7 @@ impl PhotoList {
         match augmentation {
             Augmentation::Views => self.view(index, view, seed),
             Augmentation::Paper => {
-                let photo = read_photo(&self.file(index))?;
+                let photo = self.photo(index)?;
                 let mut random = ChaCha8Rng::seed_from_u64(seed ^ epoch.rotate_left(32));
                 random.set_stream(index as u64);
                 Ok(paper_view(&photo, &mut random))
@@ -159,14 +194,28 @@ pub enum Augmentation {
     Paper,
 }
 
-fn list_folder(path: &Path) -> Result<Vec<Photo>, PhotoListError> {
-    let folder = |source| PhotoListError::Folder { path: path.into(), source };
+/// How deep folders are looked into; links to folders are not followed.
+const DEPTH_MAX: usize = 16;
+
+fn list_folder(root: &Path) -> Result<Vec<Photo>, PhotoListError> {
     let mut photos = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(folder)? {
-        let name = PathBuf::from(entry.map_err(folder)?.file_name());
-        let extension = name.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        if ["jpg", "jpeg", "png"].contains(&extension.to_ascii_lowercase().as_str()) {
-            photos.push(Photo { path: name, role: String::new(), object: String::new() });
+    let mut folders = vec![(PathBuf::new(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let path = root.join(&folder);
+        let unreadable = |source| PhotoListError::Folder { path: path.clone(), source };
+        for entry in std::fs::read_dir(&path).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let name = folder.join(entry.file_name());
+            if entry.file_type().map_err(unreadable)?.is_dir() {
+                if depth < DEPTH_MAX {
+                    folders.push((name, depth + 1));
+                }
+                continue;
+            }
+            let extension = name.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            if ["jpg", "jpeg", "png"].contains(&extension.to_ascii_lowercase().as_str()) {
+                photos.push(Photo::at(name));
+            }
         }
     }
     photos.sort_by(|a, b| a.path.cmp(&b.path));

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::evaluation::measures::{average_precision, recall_at};
+use crate::evaluation::ranking::{Judgement, ranks};
+use crate::matrix::InMemory;
 use crate::photos::Photo;
 
 /// Which gallery photos answer which query: all of the same object. Distractors stand in the gallery and answer nothing.
@@ -50,54 +53,21 @@ pub struct Scores {
 /// Ranks the gallery for each query by inner product (larger means nearer) and scores the order. Queries are `[q, D]`,
 /// the gallery is `[n, D]`, both unit rows; `answers` are those of [`Task`].
 pub fn score(queries: &[f32], gallery: &[f32], dimension: usize, answers: &[Vec<usize>]) -> Scores {
-    let (q, n) = (answers.len(), gallery.len() / dimension);
-    assert_eq!(queries.len(), q * dimension, "one row for each query");
-    let mut similarities = vec![0.0_f32; q * n];
-    // SAFETY: queries are q x D row-major, the transposed gallery is D x n, and the result is q x n row-major.
-    unsafe {
-        matrixmultiply::sgemm(
-            q,
-            dimension,
-            n,
-            1.0,
-            queries.as_ptr(),
-            dimension as isize,
-            1,
-            gallery.as_ptr(),
-            1,
-            dimension as isize,
-            0.0,
-            similarities.as_mut_ptr(),
-            n as isize,
-            1,
-        );
-    }
-    let mut sums = Scores { map: 0.0, recall_at_1: 0.0, recall_at_10: 0.0 };
-    for (similarities, answers) in similarities.chunks_exact(n.max(1)).zip(answers) {
-        let mut ranks: Vec<usize> = answers.iter().map(|&answer| rank(similarities, answer)).collect();
-        ranks.sort_unstable();
-        let first = ranks.first().copied().unwrap_or(usize::MAX);
-        let precisions = (1..).zip(&ranks).map(|(found, &rank)| f64::from(found) / (rank + 1) as f64);
-        sums.map += precisions.sum::<f64>() / ranks.len() as f64;
-        sums.recall_at_1 += f64::from(u8::from(first == 0));
-        sums.recall_at_10 += f64::from(u8::from(first < 10));
-    }
-    let count = q.max(1) as f64;
-    Scores {
-        map: sums.map / count,
-        recall_at_1: sums.recall_at_1 / count,
-        recall_at_10: sums.recall_at_10 / count,
-    }
-}
-
-/// How many stand before `answer`; of equals, those with a smaller number. A network that gives one vector for
-/// everything must not look good, so an answer stands behind whatever is not less similar.
-fn rank(similarities: &[f32], answer: usize) -> usize {
-    let own = similarities[answer];
-    let before = |(position, &other): (usize, &f32)| {
-        other > own || (other == own && position < answer) || other.is_nan()
+    assert_eq!(queries.len(), answers.len() * dimension, "one row for each query");
+    let judgements = answers.iter().map(|answers| Judgement::new(answers.clone(), Vec::new())).collect();
+    let gallery = InMemory { values: gallery, dimension };
+    let ranks = match ranks(queries, &gallery, &[judgements], &mut |_| ()) {
+        Ok(ranks) => ranks.concat(),
+        Err(error) => unreachable!("rows in memory can be read: {error}"),
     };
-    similarities.iter().enumerate().filter(|&entry| before(entry)).count()
+    let mean = |of: fn(&[usize]) -> f64| {
+        ranks.iter().map(|ranks| of(ranks)).sum::<f64>() / ranks.len().max(1) as f64
+    };
+    Scores {
+        map: mean(average_precision),
+        recall_at_1: mean(|ranks| recall_at(ranks, 1)),
+        recall_at_10: mean(|ranks| recall_at(ranks, 10)),
+    }
 }
 
 #[cfg(test)]
@@ -105,7 +75,7 @@ mod tests {
     use super::*;
 
     fn photo(role: &str, object: &str) -> Photo {
-        Photo { path: "x.jpg".into(), role: role.into(), object: object.into() }
+        Photo { role: role.into(), object: object.into(), ..Photo::at("x.jpg") }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -105,7 +104,7 @@ impl Bench {
             seed: 1,
         };
         let teacher = Features::from_f32(vec![1], items, vec![0.0; count]);
-        let set = TrainingSet { inputs: Arc::new(inputs), teacher };
+        let set = TrainingSet { inputs, teacher };
         let order = Order::new(count, self.batch, 1);
         // The loader is fast, so it gets more batches.
         let batches = 8 * self.batches;

@@ -17,7 +17,6 @@ use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
 use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms};
 use crate::photos::Augmentation;
 use crate::preparation::{Labelled, Preparation};
-use crate::targets::TargetConfig;
 use crate::training::{OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, read_metrics};
 
 /// Train a query network.
@@ -93,15 +92,6 @@ pub struct Train {
     /// Of ours: weight of the global term, the mean of (1 - cos)^2.
     #[arg(long, default_value_t = OursConfig::default().global)]
     global_weight: f64,
-    /// Of ours: how many neighbours agree on a target; 1 for the teacher's own embedding.
-    #[arg(long, default_value_t = TargetConfig::default().consensus)]
-    consensus: usize,
-    /// Of ours: how many neighbours make the query metric; 0 for none.
-    #[arg(long, default_value_t = TargetConfig::default().metric)]
-    metric: usize,
-    /// Of ours: shrinkage of the query metric.
-    #[arg(long, default_value_t = TargetConfig::default().shrinkage)]
-    metric_shrinkage: f64,
     /// Gradient steps; 0 keeps the first projection.
     #[arg(long, default_value_t = 600)]
     steps: u64,
@@ -237,7 +227,7 @@ impl Train {
         let stages = preparation.stages(&network)?;
         let Labelled { task: validation, symmetric, .. } =
             preparation.labelled(&stages, "validation", &self.val)?;
-        let set = preparation.training(&stages, &self.photos)?.refined(&settings.loss.targets())?;
+        let set = preparation.training(&stages, &self.photos)?;
         tracing::info!(
             "{} views of {} photos; validation: {} queries against {} photos, gallery model on both sides mAP {:.4}, \
              recall@1 {:.4}",
@@ -351,21 +341,9 @@ impl Train {
             bank: self.bank_weight,
             bank_size: self.bank_size,
             global: self.global_weight,
-            targets: TargetConfig {
-                consensus: self.consensus,
-                metric: self.metric,
-                shrinkage: self.metric_shrinkage,
-                ..TargetConfig::default()
-            },
             ..OursConfig::default()
         };
-        for value in self.ridge.iter().chain([
-            &self.weight_decay,
-            &ours.ssp,
-            &ours.bank,
-            &ours.global,
-            &self.metric_shrinkage,
-        ]) {
+        for value in self.ridge.iter().chain([&self.weight_decay, &ours.ssp, &ours.bank, &ours.global]) {
             ensure!(*value >= 0.0 && value.is_finite(), "weights, decay and ridges must not be negative");
         }
         ensure!(

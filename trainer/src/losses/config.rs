@@ -7,7 +7,6 @@ use burn::tensor::Device;
 use glimpse_quantizer::Codebook;
 use serde::{Deserialize, Serialize};
 
-use crate::targets::TargetConfig;
 
 use super::{Csd, D3still, GlobalCosine, Loss, Raml, Regression, Ssp, Temperatures};
 
@@ -88,8 +87,6 @@ pub struct OursConfig {
     pub bank_temperatures: Temperatures,
     /// Of [`GlobalCosine`].
     pub global: f64,
-    /// What all terms compare the student with.
-    pub targets: TargetConfig,
 }
 
 impl Default for OursConfig {
@@ -100,7 +97,6 @@ impl Default for OursConfig {
             bank_size: 2048,
             bank_temperatures: Temperatures::PUBLISHED,
             global: 5.0,
-            targets: TargetConfig::default(),
         }
     }
 }
@@ -109,11 +105,6 @@ impl LossConfig {
     /// The published numbers.
     pub fn new(name: LossName) -> Self {
         Self { name, temperatures: Temperatures::PUBLISHED, ours: OursConfig::default() }
-    }
-
-    /// What the student is compared with: the teacher's embeddings, but for ours.
-    pub fn targets(&self) -> TargetConfig {
-        if self.name == LossName::Ours { self.ours.targets } else { TargetConfig::PLAIN }
     }
 
     /// The terms with their weights. `bank` gives that many training embeddings, row-major; it is asked only where a

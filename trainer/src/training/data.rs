@@ -1,6 +1,5 @@
 //! What a run learns from, and how it reaches the device without a wait.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -15,7 +14,6 @@ use rayon::prelude::*;
 use super::TrainingError;
 use crate::features::Features;
 use crate::photos::{Augmentation, PhotoList};
-use crate::targets::{TargetConfig, refine};
 
 /// Batches that wait for the device at most.
 const PREFETCH: usize = 3;
@@ -117,8 +115,8 @@ impl Inputs {
 /// Inputs with the teacher's embeddings, row by row.
 #[derive(Debug)]
 pub struct TrainingSet {
-    /// What the student sees; shared, as it is large and several sets of targets may stand beside it.
-    pub inputs: Arc<Inputs>,
+    /// What the student sees.
+    pub inputs: Inputs,
     /// `[n, D]`, of the same items.
     pub teacher: Features,
 }
@@ -134,15 +132,7 @@ impl TrainingSet {
         if inputs.is_empty() || inputs.shape() == [0; 3] || teacher.shape.len() != 1 {
             return Err(TrainingError::NoData("inputs and teacher embeddings have no photo in common"));
         }
-        Ok(Self { inputs: Arc::new(inputs), teacher })
-    }
-
-    /// The same inputs with better targets.
-    ///
-    /// # Errors
-    /// [`TrainingError::Targets`].
-    pub fn refined(&self, config: &TargetConfig) -> Result<Self, TrainingError> {
-        Ok(Self { inputs: Arc::clone(&self.inputs), teacher: refine(&self.teacher, config)? })
+        Ok(Self { inputs, teacher })
     }
 
     /// Length of an embedding.

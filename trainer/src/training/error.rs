@@ -7,7 +7,6 @@ use thiserror::Error;
 use crate::files::FileError;
 use crate::networks::ParametersError;
 use crate::projection::ProjectionError;
-use crate::targets::TargetError;
 
 /// Why training did not end.
 #[derive(Debug, Error)]
@@ -47,9 +46,6 @@ pub enum TrainingError {
     /// The first projection cannot be solved for.
     #[error(transparent)]
     Projection(#[from] ProjectionError),
-    /// The teacher's embeddings give no targets.
-    #[error("the teacher's embeddings give no targets")]
-    Targets(#[from] TargetError),
     /// A photo that could be decoded when the teacher saw it.
     #[error("{} cannot be decoded any more: {reason}; put it back and resume", photo.display())]
     Photo {
