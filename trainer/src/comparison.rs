@@ -18,7 +18,7 @@ use crate::files::{read, write_whole};
 use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
 use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms, Parameters};
 use crate::photos::Augmentation;
-use crate::preparation::{Labelled, Preparation};
+use crate::preparation::{Labelled, Preparation, Teacher};
 use crate::training::{OptimizerName, Outcome, Run, TrainingConfig, TrainingSet, initialise};
 
 /// Steps of a run over steps of a run that only chooses a learning rate.
@@ -301,6 +301,7 @@ impl<'a> Bench<'a> {
             network: architecture,
             size: network.size,
             frozen,
+            teacher: &Teacher::default(),
             views: plan.views,
             augmentation: Augmentation::Views,
             seed: 1,

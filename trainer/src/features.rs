@@ -7,17 +7,20 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use glimpse_embedder::{Network, Preprocessing};
+use glimpse_embedder::{ModelError, Network, Preprocessing, RgbImage};
 use half::f16;
 use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::files::{FileError, read, write_whole};
 use crate::photos::PhotoList;
 use crate::progress::Progress;
+use crate::projection::to_unit;
 
 /// Items a chunk file: some ten seconds of work on two cores, which is what a kill loses at most.
 const CHUNK: usize = 128;
@@ -44,6 +47,9 @@ pub enum FeatureError {
         /// What the runtime says.
         reason: String,
     },
+    /// The network's file cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// No photo could be decoded.
     #[error("none of the {count} photos could be decoded")]
     Nothing {
@@ -235,6 +241,69 @@ pub fn model_hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
+/// At which sizes a network looks at a photo. Embeddings of several sizes are averaged as unit vectors, and made unit again
+/// (the test protocol of Radenović et al., "Revisiting Oxford and Paris", CVPR 2018, averages over 1, sqrt 2 and 1 / sqrt 2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sight {
+    /// Factors of the size.
+    pub scales: Vec<f64>,
+    /// Longest side at scale 1, in pixels, with the photo's own aspect; the model's own size where it is missing.
+    pub longest_side: Option<u32>,
+}
+
+impl Default for Sight {
+    fn default() -> Self {
+        Self { scales: vec![1.0], longest_side: None }
+    }
+}
+
+/// Sides of a network's input are multiples of so many pixels: our networks halve five times, with padding that suits these.
+const SIDE_STEP: u32 = 32;
+
+impl Sight {
+    /// Width and height of a photo's input at each scale.
+    fn sizes(&self, own: Preprocessing, (width, height): (u32, u32)) -> Vec<(u32, u32)> {
+        let rounded = |side: f64| ((side / f64::from(SIDE_STEP)).round() as u32).max(1) * SIDE_STEP;
+        let size = |scale: &f64| match self.longest_side {
+            None if *scale == 1.0 => (own.width, own.height),
+            None => (rounded(f64::from(own.width) * scale), rounded(f64::from(own.height) * scale)),
+            Some(longest) => {
+                let factor = f64::from(longest) * scale / f64::from(width.max(height).max(1));
+                (rounded(f64::from(width) * factor), rounded(f64::from(height) * factor))
+            }
+        };
+        self.scales.iter().map(size).collect()
+    }
+}
+
+/// A network, optimised for each size that is asked for.
+struct Sizes<'a> {
+    model: &'a Path,
+    /// The most recent ones last: each holds the weights once more.
+    loaded: Mutex<Vec<(u32, u32, Arc<Network>)>>,
+}
+
+/// How many sizes of a network are kept.
+const SIZES_MAX: usize = 8;
+
+impl Sizes<'_> {
+    fn get(&self, width: u32, height: u32) -> Result<Arc<Network>, ModelError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = loaded.iter().position(|entry| (entry.0, entry.1) == (width, height)) {
+            let entry = loaded.remove(place);
+            let network = Arc::clone(&entry.2);
+            loaded.push(entry);
+            return Ok(network);
+        }
+        let network = Arc::new(Network::load(self.model, width, height)?);
+        if loaded.len() == SIZES_MAX {
+            loaded.remove(0);
+        }
+        loaded.push((width, height, Arc::clone(&network)));
+        Ok(network)
+    }
+}
+
 /// One extraction: which network, over which views of which photos.
 pub struct Extraction<'a> {
     /// What the progress bar says.
@@ -243,6 +312,8 @@ pub struct Extraction<'a> {
     pub model: &'a Path,
     /// How photos become its input.
     pub preprocessing: Preprocessing,
+    /// At which sizes it looks.
+    pub sight: &'a Sight,
     /// The photos.
     pub photos: &'a PhotoList,
     /// Views of each photo, at least 1; item number = view x photos + photo.
@@ -270,11 +341,17 @@ impl Extraction<'_> {
         let parts = PathBuf::from(format!("{}.parts", out.display()));
         Self::prepare(&parts, &origin)?;
         let count = self.photos.photos().len() * self.views;
-        let network = Network::load(self.model, self.preprocessing.width, self.preprocessing.height)
-            .map_err(|error| FeatureError::NotFeatures {
+        let sizes = Sizes { model: self.model, loaded: Mutex::new(Vec::new()) };
+        let shape = sizes.get(self.preprocessing.width, self.preprocessing.height)?.output_shape().to_vec();
+        let shape = shape.get(1..).unwrap_or_default();
+        if *self.sight != Sight::default() && shape.len() != 1 {
+            return Err(FeatureError::NotFeatures {
                 path: self.model.into(),
-                reason: format!("the network cannot be loaded: {error}"),
-            })?;
+                reason: format!(
+                    "it gives maps of shape {shape:?}, and only vectors can be averaged over sizes"
+                ),
+            });
+        }
 
         let progress = Progress::new(self.name, count as u64);
         let mut features = Vec::new();
@@ -285,7 +362,7 @@ impl Extraction<'_> {
             let part = if let Ok((part, _)) = Features::read(&path) {
                 part
             } else {
-                let part = self.chunk(&network, start..end, &progress, stop)?;
+                let part = self.chunk(&sizes, shape, start..end, &progress, stop)?;
                 part.write(&path, HashMap::new())?;
                 part
             };
@@ -305,12 +382,12 @@ impl Extraction<'_> {
 
     fn chunk(
         &self,
-        network: &Network,
+        sizes: &Sizes,
+        shape: &[usize],
         items: std::ops::Range<usize>,
         progress: &Progress,
         stop: &AtomicBool,
     ) -> Result<Features, FeatureError> {
-        let shape = network.output_shape().get(1..).unwrap_or_default().to_vec();
         let photos = self.photos.photos().len();
         let rows: Vec<Option<Vec<f32>>> = items
             .clone()
@@ -322,16 +399,13 @@ impl Extraction<'_> {
                 let (index, view) = (item % photos, item / photos);
                 progress.step();
                 let Ok(photo) = self.photos.view(index, view, self.seed) else { return Ok(None) };
-                let row = network.run(&self.preprocessing.tensor(&photo)).map_err(|error| error.clone());
-                let row = row.and_then(|row| {
-                    if row.iter().all(|value| value.is_finite()) {
-                        Ok(row)
-                    } else {
-                        Err("it gave NaN".to_owned())
-                    }
-                });
-                row.map(Some)
-                    .map_err(|reason| FeatureError::Network { photo: self.photos.file(index), reason })
+                let failed = |reason| FeatureError::Network { photo: self.photos.file(index), reason };
+                let row = self.row(sizes, &photo)?.map_err(failed)?;
+                if row.iter().all(|value| value.is_finite()) {
+                    Ok(Some(row))
+                } else {
+                    Err(failed("it gave NaN".to_owned()))
+                }
             })
             .collect::<Result<_, _>>()?;
         let done =
@@ -342,7 +416,29 @@ impl Extraction<'_> {
         } else {
             Values::F32(values.collect())
         };
-        Ok(Features { shape, items: done, values })
+        Ok(Features { shape: shape.to_vec(), items: done, values })
+    }
+
+    /// What the network makes of one photo, at all sizes.
+    fn row(&self, sizes: &Sizes, photo: &RgbImage) -> Result<Result<Vec<f32>, String>, ModelError> {
+        let mut sum: Vec<f32> = Vec::new();
+        let wanted = self.sight.sizes(self.preprocessing, photo.dimensions());
+        for &(width, height) in &wanted {
+            let network = sizes.get(width, height)?;
+            let mut row =
+                match network.run(&Preprocessing { width, height, ..self.preprocessing }.tensor(photo)) {
+                    Ok(row) => row,
+                    Err(reason) => return Ok(Err(reason)),
+                };
+            if wanted.len() == 1 {
+                return Ok(Ok(row));
+            }
+            to_unit(&mut row);
+            sum.resize(row.len(), 0.0);
+            sum.iter_mut().zip(&row).for_each(|(sum, value)| *sum += value);
+        }
+        to_unit(&mut sum);
+        Ok(Ok(sum))
     }
 
     /// Chunks of the same extraction stay, others go.
@@ -365,9 +461,15 @@ impl Extraction<'_> {
             "half": self.half, "version": 1,
         });
         hasher.update(settings.to_string().as_bytes());
+        if *self.sight != Sight::default() {
+            hasher.update(serde_json::json!(self.sight).to_string().as_bytes());
+        }
         for index in 0..self.photos.photos().len() {
             let path = self.photos.file(index);
             hasher.update(self.photos.photos()[index].path.as_os_str().as_encoded_bytes());
+            if let Some(crop) = self.photos.photos()[index].crop {
+                hasher.update(format!("{crop:?}").as_bytes());
+            }
             // A missing photo is a skipped photo, and becomes another fingerprint when it is there.
             if let Ok(metadata) = std::fs::metadata(&path) {
                 let changed =

@@ -129,7 +129,9 @@ impl Element {
 
     fn decode(self, bytes: &[u8]) -> Vec<f32> {
         match self {
-            Self::F16 => bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+            Self::F16 => {
+                bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
+            }
             Self::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
             Self::F64 => bytes.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes) as f32).collect(),
         }
@@ -307,8 +309,7 @@ mod tests {
             assert_eq!((matrix.count(), matrix.dimension()), (4, 3));
             assert_eq!(matrix.read(1..3).unwrap(), values[3..9], "{kind}");
         }
-        let features =
-            crate::features::Features::from_f32(vec![3], vec![0, 1, 2, 3], values.clone());
+        let features = crate::features::Features::from_f32(vec![3], vec![0, 1, 2, 3], values.clone());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("b.safetensors");
         features.write(&path, std::collections::HashMap::new()).unwrap();
@@ -337,7 +338,10 @@ mod tests {
         ] {
             let (_dir, path) = write(name, &contents);
             let error = MatrixFile::open(&path).unwrap_err().to_string();
-            assert!(error.contains("is no matrix of features") && error.contains(wanted), "{wanted}: {error}");
+            assert!(
+                error.contains("is no matrix of features") && error.contains(wanted),
+                "{wanted}: {error}"
+            );
         }
         let (_dir, path) = write("a.npy", &npy("<f4", "False", "(2, 2)", &bytes(&[1.0, 2.0, f32::NAN, 1.0])));
         let error = MatrixFile::open(&path).unwrap().read(0..2).unwrap_err().to_string();

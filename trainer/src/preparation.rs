@@ -6,10 +6,12 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Result, ensure};
 use glimpse_embedder::{ModelMetadata, Role, SpaceBundle};
 
-use crate::features::Extraction;
+use crate::features::{Extraction, Features, Sight};
+use crate::matrix::{MatrixFile, Rows};
 use crate::networks::{Architecture, Backbone, EmbeddingNetwork, Frozen};
 use crate::onnx;
 use crate::photos::{Augmentation, PhotoList};
+use crate::projection::to_unit;
 use crate::retrieval::{Scores, Task, score};
 use crate::training::{Inputs, TrainingSet, Validation};
 
@@ -23,6 +25,8 @@ pub struct Preparation<'a> {
     pub size: u32,
     /// What does not learn.
     pub frozen: Frozen,
+    /// Where its embeddings come from.
+    pub teacher: &'a Teacher,
     /// Views of each training photo.
     pub views: usize,
     /// What the student sees where nothing is frozen.
@@ -45,6 +49,17 @@ pub struct Labelled {
     pub gallery: Inputs,
     /// Gallery model on both sides.
     pub symmetric: Scores,
+}
+
+/// Where the teacher's embeddings come from: the bundle's gallery model, or files that a model of any size made elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct Teacher {
+    /// At which sizes the gallery model looks.
+    pub sight: Sight,
+    /// Embeddings of the training photos, instead of the gallery model.
+    pub training: Option<PathBuf>,
+    /// Embeddings of the validation photos.
+    pub validation: Option<PathBuf>,
 }
 
 /// The frozen stages as a file.
@@ -79,9 +94,8 @@ impl Preparation<'_> {
     pub fn training(&self, stages: &Stages, photos: &Path) -> Result<TrainingSet> {
         let photos = PhotoList::read(photos)?;
         let maps = self.inputs("training-maps", stages, &photos, self.views, self.augmentation)?;
-        let gallery = self.bundle.gallery_model();
-        let teacher = self.teacher("training embeddings", &gallery, &photos, self.views);
-        let teacher = teacher.run(self.embeddings, self.stop)?;
+        let made = self.teacher.training.as_deref();
+        let teacher = self.embeddings("training embeddings", made, &photos, self.views, self.embeddings)?;
         ensure!(
             teacher.shape == [self.bundle.dimension],
             "the teacher's features have shape {:?}, and the space has {} dimensions",
@@ -97,9 +111,9 @@ impl Preparation<'_> {
     /// With what failed.
     pub fn labelled(&self, stages: &Stages, name: &str, photos: &Path) -> Result<Labelled> {
         let list = PhotoList::read(photos)?;
-        let (model, title) = (self.bundle.gallery_model(), format!("{name} embeddings"));
         let out = self.cache.join(format!("{name}-embeddings.safetensors"));
-        let embeddings = self.teacher(&title, &model, &list, 1).run(&out, self.stop)?;
+        let made = self.teacher.validation.as_deref();
+        let embeddings = self.embeddings(&format!("{name} embeddings"), made, &list, 1, &out)?;
         let maps = self.inputs(&format!("{name}-maps"), stages, &list, 1, Augmentation::Views)?;
         let present = |number: u32| {
             maps.items().binary_search(&number).is_ok() && embeddings.items.binary_search(&number).is_ok()
@@ -137,26 +151,62 @@ impl Preparation<'_> {
             });
         };
         let title = name.replace('-', " ");
-        let extraction =
-            Extraction { name: &title, model, preprocessing, photos, views, seed: self.seed, half: true };
+        let extraction = Extraction {
+            name: &title,
+            model,
+            preprocessing,
+            sight: &Sight::default(),
+            photos,
+            views,
+            seed: self.seed,
+            half: true,
+        };
         Ok(Inputs::Maps(extraction.run(&self.cache.join(format!("{name}.safetensors")), self.stop)?))
     }
 
-    fn teacher<'a>(
+    /// The teacher's embeddings, `made` elsewhere or by the bundle's gallery model.
+    fn embeddings(
         &self,
-        name: &'a str,
-        model: &'a Path,
-        photos: &'a PhotoList,
+        title: &str,
+        made: Option<&Path>,
+        photos: &PhotoList,
         views: usize,
-    ) -> Extraction<'a> {
-        Extraction {
-            name,
-            model,
+        out: &Path,
+    ) -> Result<Features> {
+        if let Some(path) = made {
+            return self.made_elsewhere(path, photos.photos().len(), views);
+        }
+        let extraction = Extraction {
+            name: title,
+            model: &self.bundle.gallery_model(),
             preprocessing: self.bundle.preprocessing,
+            sight: &self.teacher.sight,
             photos,
             views,
             seed: self.seed,
             half: false,
-        }
+        };
+        Ok(extraction.run(out, self.stop)?)
+    }
+
+    /// One row for each photo, view after view; made unit here.
+    fn made_elsewhere(&self, path: &Path, photos: usize, views: usize) -> Result<Features> {
+        let matrix = MatrixFile::open(path)?;
+        let (rows, dimension) = (matrix.count(), self.bundle.dimension);
+        ensure!(
+            rows == photos * views,
+            "{} has {rows} rows, and there are {photos} photos in {views} views: one row each is needed, in their order, \
+             view after view",
+            path.display()
+        );
+        ensure!(
+            matrix.dimension() == dimension,
+            "{} has {} dimensions, and the space has {dimension}: `glimpse-trainer whiten` reduces them",
+            path.display(),
+            matrix.dimension()
+        );
+        let mut values = matrix.read(0..rows)?;
+        values.chunks_exact_mut(dimension).for_each(to_unit);
+        Ok(Features::from_f32(vec![dimension], (0..rows as u32).collect(), values))
     }
 }

@@ -1,9 +1,11 @@
 //! The program, as a person runs it: from pretrained weights to a query network, on photos that are drawn here.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use glimpse_trainer::features::Features;
 use image::{Rgb, RgbImage};
 
 mod common;
@@ -96,10 +98,105 @@ fn from_pretrained_weights_to_a_query_network_that_finds_what_the_gallery_networ
     place.good("export --run run --bundle bundle");
     let report = place.good("eval --bundle bundle --photos val/photos.csv --json");
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
-    assert_eq!((&report["queries"], &report["gallery"]), (&12.into(), &6.into()));
+    assert_eq!((&report["asymmetric"][0]["queries"], &report["gallery"]), (&12.into(), &6.into()));
     // The query network's backbone is the gallery network's: what it was not taught it can hardly lose.
-    let retention = report["retention"].as_f64().unwrap();
+    let retention = report["retention"][0].as_f64().unwrap();
     assert!(retention > 0.8, "{report}");
+
+    // The same figures from features in files, and fewer with a distractor that stands in front of everything.
+    for (model, roles, out) in
+        [("gallery", "gallery", "gg"), ("gallery", "query", "gq"), ("query", "query", "qq")]
+    {
+        place.good(&format!(
+            "features --model bundle/{model}.onnx --photos val/photos.csv --roles {roles} --out {out}.safetensors"
+        ));
+    }
+    let files = "eval --photos val/photos.csv --json --gallery-features gg.safetensors --teacher-query-features \
+                 gq.safetensors --query-features qq.safetensors";
+    let of_files: serde_json::Value = serde_json::from_str(&place.good(files)).unwrap();
+    assert_eq!(of_files["asymmetric"], report["asymmetric"]);
+    assert_eq!(of_files["symmetric"], report["symmetric"]);
+    let more = place.good(&format!("{files} --distractor-features qq.safetensors"));
+    let more: serde_json::Value = serde_json::from_str(&more).unwrap();
+    assert_eq!(more["gallery"], 18);
+    assert!(
+        more["asymmetric"][0]["values"][0][1].as_f64() < report["asymmetric"][0]["values"][0][1].as_f64()
+    );
+    place.bad(&files.replace("gg.", "gq."), "gq.safetensors has 12 rows, and there are 6 gallery photos");
+
+    // A teacher that is only known by its embeddings; the training photos' own have the right shape for a test.
+    place.good("features --model raw.onnx --photos val/photos.csv --out raw-val.safetensors");
+    place.good(
+        "whiten --learn raw.safetensors --dimension 8 --apply raw.safetensors --out t.safetensors --apply \
+         raw-val.safetensors --out v.safetensors",
+    );
+    place.good("space --bundle elsewhere --name whitened-lite0 --dimension 8");
+    place.bad("space --bundle elsewhere --name other --dimension 8", "is there already");
+    place.good("quantizer --features t.safetensors --bundle elsewhere --sub-spaces 4 --centroids 8");
+    let train = train.replace("--bundle bundle", "--bundle elsewhere").replace("--run run", "--run run-2");
+    let teacher = "--teacher-features t.safetensors --val-teacher-features v.safetensors";
+    place.good(&format!("{train} --steps 2 {teacher}"));
+    place.good("export --run run-2 --bundle elsewhere");
+    let swapped = "--teacher-features v.safetensors --val-teacher-features t.safetensors";
+    place.bad(&format!("{train} --steps 2 {swapped}"), "rows, and there are");
+    let raw = "--teacher-features raw.safetensors --val-teacher-features raw-val.safetensors";
+    place.bad(&format!("{train} --steps 2 {raw}"), "has 2560 dimensions, and the space has 8");
+}
+
+/// `kill -9` within a run of 200 steps: the rest of the run gives the same weights as a run that nobody killed.
+#[cfg(unix)]
+#[test]
+fn a_killed_run_goes_on_to_the_same_weights() {
+    use std::time::{Duration, Instant};
+    let place = Place(tempfile::tempdir().unwrap());
+    draw(&place.path("train"), 8, 4);
+    draw(&place.path("val"), 6, 3);
+    // Any embeddings teach; these are 8 numbers of each photo's place in the list.
+    let rows = |count: u32| -> Vec<f32> { (0..count * 8).map(|i| (i as f32 * 0.7).sin()).collect() };
+    for (name, count) in [("t", 32), ("v", 18)] {
+        let features = Features::from_f32(vec![8], (0..count).collect(), rows(count));
+        features.write(&place.path(&format!("{name}.safetensors")), HashMap::new()).unwrap();
+    }
+    place.good("space --bundle bundle --name numbers --dimension 8");
+    place.good("quantizer --features t.safetensors --bundle bundle --sub-spaces 4 --centroids 8");
+    let train = |run: &str| {
+        format!(
+            "train --bundle bundle --network miniature --size 32 --photos train/photos.csv --val val/photos.csv --freeze-to \
+             none --norms live --init random --ema 0.9 --batch 8 --steps 200 --teacher-features t.safetensors \
+             --val-teacher-features v.safetensors --run {run}"
+        )
+    };
+    place.good(&train("whole"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_glimpse-trainer"))
+        .current_dir(place.0.path())
+        .args(train("parts").split_whitespace())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines =
+        || std::fs::read_to_string(place.path("parts/metrics.jsonl")).map_or(0, |text| text.lines().count());
+    let start = Instant::now();
+    while lines() < 10 && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!((10..50).contains(&lines()), "killed in the middle: {} of 50 epochs", lines());
+    place.good(&format!("{} --resume", train("parts")));
+    for file in ["checkpoint.safetensors", "best.safetensors"] {
+        let [whole, parts] = ["whole", "parts"].map(|run| weights(&place.path(run).join(file)));
+        assert!(whole.len() > 20 && whole.keys().eq(parts.keys()));
+        let differing: Vec<&String> = whole.keys().filter(|name| whole[*name] != parts[*name]).collect();
+        assert_eq!(differing, Vec::<&String>::new(), "{file}");
+    }
+}
+
+/// All tensors but the optimizer's state, whose entries are written in any order.
+fn weights(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter().filter(|(name, _)| name != "optimizer");
+    tensors.map(|(name, tensor)| (name, tensor.data().to_vec())).collect()
 }
 
 #[test]
@@ -118,6 +215,12 @@ fn what_cannot_be_used_is_named() {
     place.bad("quantizer --features none.safetensors --bundle none --sub-spaces 4", "none");
     place.bad("eval --bundle none --photos none.csv", "none");
     place.bad("export --run none --bundle none", "none");
+    std::fs::create_dir(place.path("empty")).unwrap();
+    place.bad("features --model none.onnx --photos empty --out f.safetensors", "empty names no photo");
+    std::fs::write(place.path("gnd.pkl"), b"<html>").unwrap();
+    place.bad("eval --protocol revisited --ground-truth gnd.pkl --photos . --bundle none", "is it a pickle?");
+    std::fs::write(place.path("f.npy"), b"nothing").unwrap();
+    place.bad("eval --photos photos/photos.csv --gallery-features f.npy", "no query with an answer");
     let output = place.run("import --network resnet50 --weights weights.pth --out raw.onnx");
     assert_eq!(output.status.code(), Some(2), "clap tells the networks that there are");
 }

@@ -50,8 +50,7 @@ fn photos(count: usize) -> PhotoList {
 }
 
 fn ground_truth(truth: &[Truth]) -> Value {
-    let entry =
-        |t: &Truth| json!({ "bbx": [10.5, 20.5, 300, 400.2], "easy": t.easy, "hard": t.hard, "junk": t.junk });
+    let entry = |t: &Truth| json!({ "bbx": [10.5, 20.5, 300, 400.2], "easy": t.easy, "hard": t.hard, "junk": t.junk });
     json!({
         "imlist": (0..ROWS).map(|row| format!("photo_{row:04}")).collect::<Vec<_>>(),
         "qimlist": (0..truth.len()).map(|query| format!("frage_{query}_ü")).collect::<Vec<_>>(),
@@ -130,8 +129,9 @@ fn ground_truth_of_every_pickle_protocol_is_read() {
         assert_eq!(data.queries.file(1), Path::new("jpg/ashmolean_000058.jpg"));
         // Halves go to the even side.
         assert_eq!(data.queries.photos()[0].crop, Some([10, 20, 300, 400]));
-        let judgement = |positives: &[usize], ignored: &[usize]| {
-            Judgement { positives: positives.to_vec(), ignored: ignored.to_vec() }
+        let judgement = |positives: &[usize], ignored: &[usize]| Judgement {
+            positives: positives.to_vec(),
+            ignored: ignored.to_vec(),
         };
         assert_eq!(data.settings[0].judgements, [judgement(&[0, 3], &[159]), judgement(&[], &[1, 2, 70])]);
         assert_eq!(data.settings[1].judgements, [judgement(&[0, 3], &[159]), judgement(&[1, 2, 70], &[])]);
@@ -151,7 +151,10 @@ fn ground_truth_that_contradicts_itself_is_named() {
         DataSet::revisited(&dir.path().join("2.pkl"), Path::new("jpg")).unwrap_err().to_string()
     };
     for (wanted, change) in [
-        ("gnd[0]: easy: row 160 of 160", (&|t: &mut Value| t["gnd"][0]["easy"] = json!([160])) as &dyn Fn(&mut Value)),
+        (
+            "gnd[0]: easy: row 160 of 160",
+            (&|t: &mut Value| t["gnd"][0]["easy"] = json!([160])) as &dyn Fn(&mut Value),
+        ),
         ("gnd[0]: easy: it is no list", &|t| t["gnd"][0]["easy"] = json!("3")),
         ("gnd[0]: hard: it is no whole number", &|t| t["gnd"][0]["hard"] = json!([0.5])),
         ("gnd[0]: bbx has 3 sides", &|t| t["gnd"][0]["bbx"] = json!([1, 2, 3])),
@@ -174,7 +177,9 @@ fn the_landmarks_solution_leaves_ignored_queries_out_and_misses_no_photo() {
         std::fs::create_dir_all(path(name).parent().unwrap()).unwrap();
         std::fs::write(path(name), b"").unwrap();
     };
-    for name in ["index/a/b/c/abc1.jpg", "index/d/e/f/def2.jpg", "index/x.jpg", "test/0/q1.jpg", "test/0/q2.jpg"] {
+    for name in
+        ["index/a/b/c/abc1.jpg", "index/d/e/f/def2.jpg", "index/x.jpg", "test/0/q1.jpg", "test/0/q2.jpg"]
+    {
         touch(name);
     }
     let read = |solution: &str| {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use glimpse_embedder::{ModelMetadata, RgbImage, Role};
-use glimpse_trainer::features::{Extraction, FeatureError, Features};
-use glimpse_trainer::networks::{Architecture, Backbone};
+use glimpse_trainer::features::{Extraction, FeatureError, Features, Sight};
+use glimpse_trainer::networks::{Architecture, Backbone, GalleryNetwork};
 use glimpse_trainer::onnx;
 use glimpse_trainer::photos::PhotoList;
 
@@ -47,9 +47,53 @@ fn extract(
 ) -> Result<Features, FeatureError> {
     let model = dir.join("backbone.onnx");
     let preprocessing = Architecture::MINIATURE.preprocessing(32);
-    let extraction =
-        Extraction { name: "maps", model: &model, preprocessing, photos, views, seed: 1, half: true };
+    let extraction = Extraction {
+        name: "maps",
+        model: &model,
+        preprocessing,
+        sight: &Sight::default(),
+        photos,
+        views,
+        seed: 1,
+        half: true,
+    };
     extraction.run(&dir.join("maps.safetensors"), stop)
+}
+
+#[test]
+fn several_sizes_are_averaged_as_unit_vectors() {
+    let dir = tempfile::tempdir().unwrap();
+    let photos = prepare(dir.path(), 2, 1);
+    let model = dir.path().join("features.onnx");
+    let network = GalleryNetwork::new([Architecture::MINIATURE.init(&Device::flex()).fold()]);
+    let preprocessing = Architecture::MINIATURE.preprocessing(64);
+    let dimension = GalleryNetwork::feature_channels(&[Architecture::MINIATURE]);
+    let metadata = ModelMetadata { role: Role::Features, space: None, dimension, preprocessing };
+    let file = onnx::export(&network, "features", GalleryNetwork::forward).unwrap();
+    onnx::write(file, &metadata, &model).unwrap();
+    let look = |scales: &[f64], longest_side, out: &str| {
+        let sight = Sight { scales: scales.to_vec(), longest_side };
+        let extraction = Extraction {
+            name: "features",
+            model: &model,
+            preprocessing,
+            sight: &sight,
+            photos: &photos,
+            views: 1,
+            seed: 1,
+            half: false,
+        };
+        extraction.run(&dir.path().join(out), &AtomicBool::new(false)).unwrap().gather([0])
+    };
+    let (own, half) = (look(&[1.0], None, "1"), look(&[0.5], None, "2"));
+    let sum: Vec<f32> = own.iter().zip(&half).map(|(a, b)| a + b).collect();
+    let norm = sum.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let both = look(&[1.0, 0.5], None, "3");
+    assert!(both.iter().zip(&sum).all(|(a, b)| (a - b / norm).abs() < 1e-6), "{both:?}");
+    // 9 x 7 pixels to 96 x 64 (74.7): the nearest multiples of 32.
+    let wide = look(&[1.0], Some(96), "4");
+    assert_ne!(wide, own);
+    assert_ne!(wide, look(&[1.0], Some(64), "5"));
 }
 
 #[test]

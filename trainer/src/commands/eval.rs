@@ -1,50 +1,111 @@
-//! `eval`: how much of the gallery model's accuracy the query network keeps.
+//! `eval`: how much of the gallery model's accuracy the query network keeps, by published protocols.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Result, ensure};
-use clap::Args;
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
 use glimpse_embedder::{Embedder, SpaceBundle};
 use serde::Serialize;
 
-use crate::features::{Extraction, Features};
+use super::SightOptions;
+use crate::evaluation::{DataSet, Figures, evaluate};
+use crate::features::{Extraction, Features, Sight};
+use crate::matrix::{InMemory, MatrixFile, Rows, Stacked};
 use crate::photos::PhotoList;
-use crate::retrieval::{Scores, Task, score};
 
 /// Measure gallery and query network on labelled photos.
+///
+/// Networks come from --bundle, or their features from files (.npy or safetensors, one row a photo in the order of the data
+/// set), so that a network of any size can be judged.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  glimpse-trainer eval --bundle models/demo --photos data/scenes/test.csv
+  glimpse-trainer eval --protocol revisited --ground-truth gnd_roxford5k.pkl --photos roxford5k/jpg --bundle models/mine \\
+      --longest-side 1024 --scales 1,1.4142,0.7071 --distractor-features revisitop1m.npy
+  glimpse-trainer eval --protocol landmarks --ground-truth retrieval_solution_v2.1.csv --photos index --query-photos test \\
+      --gallery-features index.npy --teacher-query-features test-large.npy --query-features test-tiny.npy")]
 pub struct Eval {
-    /// The space bundle, with both networks.
-    #[arg(long)]
-    bundle: PathBuf,
-    /// A CSV table with the columns path, role and object.
+    /// The rules.
+    #[arg(long, default_value = "table")]
+    protocol: Protocol,
+    /// The photos: a CSV table with the columns path, role and object (table), the folder of NAME.jpg (revisited), or the
+    /// index as folder or table (landmarks).
     #[arg(long)]
     photos: PathBuf,
+    /// gnd_*.pkl (revisited), or retrieval_solution_v2.1.csv (landmarks).
+    #[arg(long, required_if_eq_any = [("protocol", "revisited"), ("protocol", "landmarks")])]
+    ground_truth: Option<PathBuf>,
+    /// Query photos of landmarks: a folder or a table.
+    #[arg(long, required_if_eq("protocol", "landmarks"))]
+    query_photos: Option<PathBuf>,
+    /// The space bundle, with both networks.
+    #[arg(long, required_unless_present = "gallery_features", conflicts_with = "gallery_features")]
+    bundle: Option<PathBuf>,
     /// Another query network than the bundle's.
-    #[arg(long)]
+    #[arg(long, requires = "bundle")]
     query: Option<PathBuf>,
+    #[command(flatten)]
+    sight: SightOptions,
     /// Where embeddings are kept for the next time; a temporary folder by default.
-    #[arg(long)]
+    #[arg(long, requires = "bundle")]
     cache: Option<PathBuf>,
+    /// The gallery network's features of the gallery photos.
+    #[arg(long)]
+    gallery_features: Option<PathBuf>,
+    /// The gallery network's features of the query photos, for the symmetric figures.
+    #[arg(long, requires = "gallery_features")]
+    teacher_query_features: Option<PathBuf>,
+    /// The query network's features of the query photos, for the asymmetric figures.
+    #[arg(long, requires = "gallery_features")]
+    query_features: Option<PathBuf>,
+    /// The query network's features of the gallery photos, for that network on both sides.
+    #[arg(long, requires = "query_features")]
+    query_gallery_features: Option<PathBuf>,
+    /// The gallery network's features of more distractors, read block by block; may be given several times. `features` makes
+    /// such files.
+    #[arg(long)]
+    distractor_features: Vec<PathBuf>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Protocol {
+    /// A CSV table that says what shows what: mAP, recall@1, recall@10.
+    Table,
+    /// Revisited Oxford and Paris, easy, medium and hard: mAP, mP@1, 5, 10.
+    Revisited,
+    /// Google Landmarks v2, retrieval: mAP@100.
+    Landmarks,
+}
+
 #[derive(Serialize)]
 struct Report {
-    queries: usize,
     gallery: usize,
     /// Gallery network on both sides.
-    symmetric: Scores,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    symmetric: Option<Vec<Figures>>,
     /// Query network against the gallery network.
-    asymmetric: Scores,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    asymmetric: Option<Vec<Figures>>,
     /// Query network on both sides, which is a gallery of its own and needs it.
-    query_on_both_sides: Scores,
-    /// Asymmetric mAP over symmetric mAP.
-    retention: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    query_on_both_sides: Option<Vec<Figures>>,
+    /// Asymmetric over symmetric, of the main figure, for each setting.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    retention: Vec<f64>,
+}
+
+/// What is compared: features of the same data set.
+struct Sides<'a> {
+    data: &'a DataSet,
+    gallery: &'a dyn Rows,
+    teacher_queries: Option<&'a dyn Rows>,
+    queries: Option<&'a dyn Rows>,
+    query_gallery: Option<&'a dyn Rows>,
 }
 
 impl Eval {
@@ -53,12 +114,105 @@ impl Eval {
     /// # Errors
     /// With what failed.
     pub(super) fn run(&self, stop: &AtomicBool) -> Result<()> {
-        let bundle = SpaceBundle::load(&self.bundle)?;
-        let photos = PhotoList::read(&self.photos)?;
-        let query_model = self.query.clone().unwrap_or_else(|| bundle.query_model());
+        let data = self.data()?;
+        let report = match &self.bundle {
+            Some(bundle) => self.with_networks(data, &SpaceBundle::load(bundle)?, stop)?,
+            None => self.with_files(&data)?,
+        };
+        self.print(&report)
+    }
+
+    fn data(&self) -> Result<DataSet> {
+        let truth = || self.ground_truth.as_deref().context("--ground-truth is missing");
+        Ok(match self.protocol {
+            Protocol::Table => DataSet::table(&self.photos)?,
+            Protocol::Revisited => DataSet::revisited(truth()?, &self.photos)?,
+            Protocol::Landmarks => {
+                let queries = self.query_photos.as_deref().context("--query-photos is missing")?;
+                DataSet::landmarks(truth()?, &self.photos, queries)?
+            }
+        })
+    }
+
+    fn with_files(&self, data: &DataSet) -> Result<Report> {
+        let open = |path: &Option<PathBuf>, photos: &PhotoList, what: &str| {
+            path.as_ref().map(|path| matrix(path, photos.photos().len(), what)).transpose()
+        };
+        let gallery = open(&self.gallery_features, &data.gallery, "gallery photos")?;
+        let gallery = gallery.context("--gallery-features is missing")?;
+        let teacher_queries = open(&self.teacher_query_features, &data.queries, "queries")?;
+        let queries = open(&self.query_features, &data.queries, "queries")?;
+        let query_gallery = open(&self.query_gallery_features, &data.gallery, "gallery photos")?;
+        ensure!(
+            teacher_queries.is_some() || queries.is_some(),
+            "there is nothing to judge: give --teacher-query-features, --query-features, or both"
+        );
+        for other in [&teacher_queries, &queries].into_iter().flatten() {
+            same_dimension(other, gallery.dimension(), gallery.path())?;
+        }
+        if let (Some(queries), Some(query_gallery)) = (&queries, &query_gallery) {
+            same_dimension(query_gallery, queries.dimension(), queries.path())?;
+        }
+        self.judge(&Sides {
+            data,
+            gallery: &gallery,
+            teacher_queries: teacher_queries.as_ref().map(|rows| rows as &dyn Rows),
+            queries: queries.as_ref().map(|rows| rows as &dyn Rows),
+            query_gallery: query_gallery.as_ref().map(|rows| rows as &dyn Rows),
+        })
+    }
+
+    fn with_networks(&self, data: DataSet, bundle: &SpaceBundle, stop: &AtomicBool) -> Result<Report> {
         let temporary = std::env::temp_dir().join(format!("glimpse-eval-{}", std::process::id()));
         let cache = self.cache.clone().unwrap_or_else(|| temporary.clone());
-        let embed = |name: &str, model: &PathBuf| -> Result<Features> {
+        let features = self.embed(&data, bundle, &cache, stop);
+        if self.cache.is_none() {
+            // Only ours is removed, and a failure to remove it costs disk space only.
+            let _ = std::fs::remove_dir_all(&temporary);
+        }
+        let [gallery, teacher_queries, query_gallery, queries] = features?;
+        // A photo that one network could not decode the other could not either; whoever reads both must have both.
+        let (rows, query_rows) = (common(&gallery, &query_gallery), common(&teacher_queries, &queries));
+        let data = if rows.len() == data.gallery.photos().len()
+            && query_rows.len() == data.queries.photos().len()
+        {
+            data
+        } else {
+            ensure!(
+                data.may_lack_photos,
+                "{} of {} gallery photos and {} of {} queries could be decoded, and this protocol needs all of them",
+                rows.len(),
+                data.gallery.photos().len(),
+                query_rows.len(),
+                data.queries.photos().len()
+            );
+            data.keep(&rows, &query_rows)
+        };
+        let kept = |features: Features, rows: &[u32]| features.keep(rows).to_f32();
+        let [gallery, query_gallery] = [gallery, query_gallery].map(|features| kept(features, &rows));
+        let [teacher_queries, queries] =
+            [teacher_queries, queries].map(|features| kept(features, &query_rows));
+        let rows = |values| InMemory { values, dimension: bundle.dimension };
+        self.judge(&Sides {
+            data: &data,
+            gallery: &rows(&gallery),
+            teacher_queries: Some(&rows(&teacher_queries)),
+            queries: Some(&rows(&queries)),
+            query_gallery: Some(&rows(&query_gallery)),
+        })
+    }
+
+    /// Gallery network on gallery and queries, then the query network on both.
+    fn embed(
+        &self,
+        data: &DataSet,
+        bundle: &SpaceBundle,
+        cache: &Path,
+        stop: &AtomicBool,
+    ) -> Result<[Features; 4]> {
+        let query_model = self.query.clone().unwrap_or_else(|| bundle.query_model());
+        let sight = self.sight.sight();
+        let one = |name: &str, model: &Path, photos: &PhotoList, sight: &Sight| -> Result<Features> {
             let embedder = Embedder::load(model)?;
             ensure!(
                 embedder.space() == bundle.space,
@@ -68,38 +222,53 @@ impl Eval {
                 bundle.space
             );
             let preprocessing = embedder.metadata().preprocessing;
-            let extraction =
-                Extraction { name, model, preprocessing, photos: &photos, views: 1, seed: 0, half: false };
+            let title = name.replace('-', " ");
+            let extraction = Extraction {
+                name: &title,
+                model,
+                preprocessing,
+                sight,
+                photos,
+                views: 1,
+                seed: 0,
+                half: false,
+            };
             Ok(extraction.run(&cache.join(format!("{name}.safetensors")), stop)?)
         };
-        let features = embed("gallery", &bundle.gallery_model())
-            .and_then(|gallery| Ok((gallery, embed("query", &query_model)?)));
-        // Only ours is removed, and a failure to remove it costs disk space only.
-        let _ = std::fs::remove_dir_all(&temporary);
-        let (gallery, query) = features?;
+        let gallery_model = bundle.gallery_model();
+        Ok([
+            one("gallery", &gallery_model, &data.gallery, &sight)?,
+            one("gallery-on-queries", &gallery_model, &data.queries, &sight)?,
+            one("query-on-gallery", &query_model, &data.gallery, &sight)?,
+            one("query", &query_model, &data.queries, &sight)?,
+        ])
+    }
 
-        let task = Task::new(photos.photos(), |number| {
-            gallery.items.contains(&number) && query.items.contains(&number)
+    fn judge(&self, sides: &Sides) -> Result<Report> {
+        let dimension = sides.gallery.dimension();
+        let distractors = self.distractor_features.iter().map(|path| {
+            let matrix = MatrixFile::open(path)?;
+            same_dimension(&matrix, dimension, Path::new("the gallery"))?;
+            Ok(matrix)
         });
-        ensure!(
-            !task.queries.is_empty(),
-            "{} has no query with an answer in the gallery",
-            self.photos.display()
-        );
-        let scores = |queries: &Features, answers: &Features| {
-            let (queries, answers) =
-                (queries.keep(&task.queries).to_f32(), answers.keep(&task.gallery).to_f32());
-            score(&queries, &answers, bundle.dimension, &task.answers)
+        let distractors: Vec<MatrixFile> = distractors.collect::<Result<_>>()?;
+        let mut parts = vec![sides.gallery];
+        parts.extend(distractors.iter().map(|matrix| matrix as &dyn Rows));
+        let gallery = Stacked::new(parts);
+        let figures = |queries: Option<&dyn Rows>, gallery: &dyn Rows, title| {
+            queries.map(|queries| evaluate(sides.data, queries, gallery, title)).transpose()
         };
-        let (symmetric, asymmetric) = (scores(&gallery, &gallery), scores(&query, &gallery));
-        self.print(&Report {
-            queries: task.queries.len(),
-            gallery: task.gallery.len(),
-            symmetric,
-            asymmetric,
-            query_on_both_sides: scores(&query, &query),
-            retention: asymmetric.map / symmetric.map,
-        })
+        let symmetric = figures(sides.teacher_queries, &gallery, "ranking, symmetric")?;
+        let asymmetric = figures(sides.queries, &gallery, "ranking, asymmetric")?;
+        let query_on_both_sides = match (sides.query_gallery, distractors.is_empty()) {
+            (Some(own), true) => figures(sides.queries, own, "ranking, query network alone")?,
+            // The distractors are of the gallery network's space side.
+            _ => None,
+        };
+        let main = |figures: &Figures| figures.values.first().map_or(f64::NAN, |(_, value)| *value);
+        let pairs = symmetric.iter().flatten().zip(asymmetric.iter().flatten());
+        let retention = pairs.map(|(symmetric, asymmetric)| main(asymmetric) / main(symmetric)).collect();
+        Ok(Report { gallery: gallery.count(), symmetric, asymmetric, query_on_both_sides, retention })
     }
 
     fn print(&self, report: &Report) -> Result<()> {
@@ -108,17 +277,64 @@ impl Eval {
             writeln!(out, "{}", serde_json::to_string(report)?)?;
             return Ok(());
         }
-        writeln!(out, "{} queries against {} gallery photos\n", report.queries, report.gallery)?;
-        writeln!(out, "| query side -> gallery side | mAP | recall@1 | recall@10 |\n|---|---|---|---|")?;
-        let rows = [
-            ("gallery network -> gallery network", report.symmetric),
-            ("query network -> gallery network", report.asymmetric),
-            ("query network -> query network", report.query_on_both_sides),
+        let sides = [
+            ("gallery network -> gallery network", &report.symmetric),
+            ("query network -> gallery network", &report.asymmetric),
+            ("query network -> query network", &report.query_on_both_sides),
         ];
-        for (name, Scores { map, recall_at_1, recall_at_10 }) in rows {
-            writeln!(out, "| {name} | {map:.4} | {recall_at_1:.4} | {recall_at_10:.4} |")?;
+        let Some(first) = sides.iter().find_map(|(_, figures)| figures.as_ref()) else {
+            bail!("nothing was judged")
+        };
+        for (place, Figures { setting, queries, values }) in first.iter().enumerate() {
+            let title = if setting.is_empty() { String::new() } else { format!("{setting}: ") };
+            writeln!(out, "{title}{queries} queries against {} gallery photos\n", report.gallery)?;
+            let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
+            writeln!(out, "| query side -> gallery side | {} |", names.join(" | "))?;
+            writeln!(out, "|---|{}", "---|".repeat(names.len()))?;
+            for (name, figures) in &sides {
+                let Some(figures) = figures.as_ref().and_then(|figures| figures.get(place)) else { continue };
+                let values: Vec<String> =
+                    figures.values.iter().map(|(_, value)| format!("{value:.4}")).collect();
+                writeln!(out, "| {name} | {} |", values.join(" | "))?;
+            }
+            if let Some(retention) = report.retention.get(place) {
+                writeln!(
+                    out,
+                    "\nretention: {:.1} % of the gallery network's {}",
+                    100.0 * retention,
+                    names[0]
+                )?;
+            }
+            writeln!(out)?;
         }
-        writeln!(out, "\nretention: {:.1} % of the gallery network's mAP", 100.0 * report.retention)?;
         Ok(())
     }
+}
+
+/// A file with a row for each photo.
+fn matrix(path: &Path, count: usize, what: &str) -> Result<MatrixFile> {
+    let matrix = MatrixFile::open(path)?;
+    ensure!(
+        matrix.count() == count,
+        "{} has {} rows, and there are {count} {what}: one row each is needed, in their order",
+        path.display(),
+        matrix.count()
+    );
+    Ok(matrix)
+}
+
+fn same_dimension(matrix: &MatrixFile, dimension: usize, other: &Path) -> Result<()> {
+    ensure!(
+        matrix.dimension() == dimension,
+        "{} has {} dimensions, and {} has {dimension}",
+        matrix.path().display(),
+        matrix.dimension(),
+        other.display()
+    );
+    Ok(())
+}
+
+/// The items that both have.
+fn common(a: &Features, b: &Features) -> Vec<u32> {
+    a.items.iter().copied().filter(|item| b.items.binary_search(item).is_ok()).collect()
 }

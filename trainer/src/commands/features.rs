@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use clap::Args;
 
-use super::preprocessing_of;
+use super::{SightOptions, preprocessing_of};
 use crate::features::Extraction;
 use crate::photos::PhotoList;
 
@@ -31,6 +31,8 @@ pub struct Extract {
     /// Seed of the crops.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    #[command(flatten)]
+    sight: SightOptions,
     /// Keep 16-bit floats, for maps.
     #[arg(long)]
     half: bool,
@@ -47,6 +49,7 @@ impl Extract {
             name: "features",
             model: &self.model,
             preprocessing: preprocessing_of(&self.model)?,
+            sight: &self.sight.sight(),
             photos: &photos,
             views: self.views.max(1),
             seed: self.seed,

@@ -8,16 +8,19 @@ mod export;
 mod features;
 mod import;
 mod quantizer;
+mod space;
 mod train;
+mod whiten;
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, anyhow};
 use burn_onnx_export::OnnxModel;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use glimpse_embedder::Preprocessing;
 
+use crate::features::Sight;
 use crate::files::read;
 
 /// The commands, in the order of a first run.
@@ -29,6 +32,10 @@ pub enum Command {
     Import(import::Import),
     /// Run an ONNX model over photos and keep what it gives.
     Features(features::Extract),
+    /// Learn a PCA-whitening from features, and apply it to features.
+    Whiten(whiten::Whiten),
+    /// Make a space whose gallery model stays elsewhere.
+    Space(space::Space),
     /// Train the product quantizer whose centroids are index, code and anchors.
     Quantizer(quantizer::Train),
     /// Train a query network.
@@ -53,6 +60,8 @@ impl Command {
             Self::Describe(command) => command.run(),
             Self::Import(command) => command.run(),
             Self::Features(command) => command.run(stop),
+            Self::Whiten(command) => command.run(),
+            Self::Space(command) => command.run(),
             Self::Quantizer(command) => command.run(),
             Self::Train(command) => command.run(stop),
             Self::Export(command) => command.run(),
@@ -61,6 +70,30 @@ impl Command {
             Self::Eval(command) => command.run(stop),
         }
     }
+}
+
+/// At which sizes networks look.
+#[derive(Debug, Args)]
+struct SightOptions {
+    /// Factors of the size at which networks look; embeddings are averaged over them. The published protocol has
+    /// 1,1.4142,0.7071.
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0], value_parser = parse_scale)]
+    scales: Vec<f64>,
+    /// Keep the photos' aspect, with this longest side in pixels (the published protocol has 1024), instead of the size that
+    /// the model names.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(32..=4096))]
+    longest_side: Option<u32>,
+}
+
+impl SightOptions {
+    fn sight(&self) -> Sight {
+        Sight { scales: self.scales.clone(), longest_side: self.longest_side }
+    }
+}
+
+fn parse_scale(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.1..=4.0).contains(&scale) { Ok(scale) } else { Err("a scale must be within 0.1 to 4".to_owned()) }
 }
 
 /// How a model of ours wants its photos.

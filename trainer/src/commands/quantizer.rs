@@ -7,14 +7,15 @@ use clap::Args;
 use glimpse_embedder::{QuantizerShape, SpaceBundle};
 use glimpse_quantizer::train::{TrainOptions, quantization_error, train};
 
-use crate::features::Features;
 use crate::files::write_whole;
+use crate::matrix::{MatrixFile, Rows};
 use crate::progress::Progress;
+use crate::projection::to_unit;
 
 /// Train the product quantizer whose centroids are index, code and anchors.
 #[derive(Debug, Args)]
 pub struct Train {
-    /// Gallery embeddings of training photos (not of evaluation distractors: that leaks).
+    /// Gallery embeddings of training photos (not of evaluation distractors: that leaks), .npy or safetensors.
     #[arg(long)]
     features: PathBuf,
     /// The space bundle; its codebook.safetensors is written.
@@ -47,13 +48,13 @@ impl Train {
     /// With what failed.
     pub(super) fn run(&self) -> Result<()> {
         let mut bundle = SpaceBundle::load(&self.bundle)?;
-        let (features, _) = Features::read(&self.features)?;
+        let features = MatrixFile::open(&self.features)?;
         ensure!(
-            features.shape == [bundle.dimension],
-            "the features have shape {:?}, and the space has {} dimensions: make them with {}",
-            features.shape,
+            features.dimension() == bundle.dimension,
+            "{} has {} dimensions, and the space has {}: make them with the gallery model",
+            self.features.display(),
+            features.dimension(),
             bundle.dimension,
-            bundle.gallery_model().display()
         );
         let options = TrainOptions {
             sub_spaces: self.sub_spaces,
@@ -64,7 +65,8 @@ impl Train {
             spherical: self.spherical,
             ..TrainOptions::default()
         };
-        let embeddings = features.to_f32();
+        let mut embeddings = features.read(0..features.count())?;
+        embeddings.chunks_exact_mut(bundle.dimension).for_each(to_unit);
         let progress = Progress::new("k-means", (self.iterations * self.restarts) as u64);
         let codebook =
             train(&embeddings, bundle.dimension, &options, &mut |at| progress.set(at.step as u64))?;
@@ -77,7 +79,7 @@ impl Train {
             "{} sub-spaces of {} centroids from {} embeddings, mean squared error {error:.4}: {}",
             self.sub_spaces,
             self.centroids,
-            features.len(),
+            features.count(),
             bundle.codebook().display()
         );
         Ok(())

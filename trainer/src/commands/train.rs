@@ -11,12 +11,13 @@ use glimpse_embedder::SpaceBundle;
 use glimpse_quantizer::Codebook;
 use serde::{Deserialize, Serialize};
 
-use super::{parse_size, revision};
+use super::{parse_scale, parse_size, revision};
+use crate::features::Sight;
 use crate::files::{read, write_whole};
 use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
 use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms};
 use crate::photos::Augmentation;
-use crate::preparation::{Labelled, Preparation};
+use crate::preparation::{Labelled, Preparation, Teacher};
 use crate::training::{OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, read_metrics};
 
 /// Train a query network.
@@ -41,6 +42,16 @@ pub struct Train {
     /// of other views. In the run folder by default.
     #[arg(long)]
     embeddings: Option<PathBuf>,
+    /// Embeddings of the training photos that a teacher of any size made elsewhere, .npy or safetensors: one row a photo in the
+    /// order of --photos, view after view. The bundle needs no gallery.onnx then; `glimpse-trainer space` makes one without.
+    #[arg(long, requires = "val_teacher_features")]
+    teacher_features: Option<PathBuf>,
+    /// The same of the validation photos.
+    #[arg(long, requires = "teacher_features")]
+    val_teacher_features: Option<PathBuf>,
+    /// Factors of the size at which the teacher looks, such as 1,1.4142,0.7071; the server's gallery has to be made by the same.
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0], value_parser = parse_scale)]
+    teacher_scales: Vec<f64>,
     /// The run folder: caches, checkpoints, metrics.
     #[arg(long)]
     run: PathBuf,
@@ -175,6 +186,7 @@ pub(super) struct Settings {
     weights: Option<String>,
     views: usize,
     augment: Augmentation,
+    teacher_scales: Vec<f64>,
     /// Stages; nothing is frozen where it is missing.
     frozen_stages: Option<usize>,
     init: Init,
@@ -210,6 +222,11 @@ impl Train {
         let network = self.network(&settings, &device)?;
         let frozen = settings.frozen();
         let cache = self.run.join("cache");
+        let teacher = Teacher {
+            sight: Sight { scales: self.teacher_scales.clone(), longest_side: None },
+            training: self.teacher_features.clone(),
+            validation: self.val_teacher_features.clone(),
+        };
         let embeddings =
             self.embeddings.clone().unwrap_or_else(|| cache.join("training-embeddings.safetensors"));
         let preparation = Preparation {
@@ -217,6 +234,7 @@ impl Train {
             network: self.network,
             size: self.size,
             frozen,
+            teacher: &teacher,
             views: self.views,
             augmentation: self.augment.into(),
             seed: self.seed,
@@ -379,6 +397,7 @@ impl Train {
                 .transpose()?,
             views: self.views,
             augment: self.augment.into(),
+            teacher_scales: self.teacher_scales.clone(),
             frozen_stages,
             init: self.init,
             ridge: self.ridge.clone(),

@@ -101,7 +101,8 @@ impl Measures {
         };
         let judged: Vec<&Vec<usize>> = ranks.iter().filter(|ranks| !ranks.is_empty()).collect();
         let count = judged.len().max(1) as f64;
-        let mean = |measure: fn(&[usize]) -> f64| judged.iter().map(|ranks| measure(ranks)).sum::<f64>() / count;
+        let mean =
+            |measure: fn(&[usize]) -> f64| judged.iter().map(|ranks| measure(ranks)).sum::<f64>() / count;
         all.iter().map(|(name, measure)| (*name, mean(*measure))).collect()
     }
 }
@@ -147,9 +148,18 @@ impl DataSet {
             answers.iter().map(|answers| Judgement::new(positives(answers), ignored(answers))).collect()
         };
         let settings = vec![
-            Setting { name: "easy", judgements: judged(|a| a.easy.clone(), |a| [&a.junk[..], &a.hard].concat()) },
-            Setting { name: "medium", judgements: judged(|a| [&a.easy[..], &a.hard].concat(), |a| a.junk.clone()) },
-            Setting { name: "hard", judgements: judged(|a| a.hard.clone(), |a| [&a.junk[..], &a.easy].concat()) },
+            Setting {
+                name: "easy",
+                judgements: judged(|a| a.easy.clone(), |a| [&a.junk[..], &a.hard].concat()),
+            },
+            Setting {
+                name: "medium",
+                judgements: judged(|a| [&a.easy[..], &a.hard].concat(), |a| a.junk.clone()),
+            },
+            Setting {
+                name: "hard",
+                judgements: judged(|a| a.hard.clone(), |a| [&a.junk[..], &a.easy].concat()),
+            },
         ];
         Ok(Self {
             gallery: list(gallery.into_iter().map(|name| (name, None)).collect(), photos),
@@ -177,9 +187,12 @@ impl DataSet {
         let (mut kept, mut judgements) = (Vec::new(), Vec::new());
         for (id, answers) in landmark_solution(solution)? {
             kept.push(*query_ids.get(id.as_str()).ok_or_else(|| missing(&id, queries))?);
-            let positions = answers
-                .iter()
-                .map(|answer| gallery_ids.get(answer.as_str()).map(|&row| row as usize).ok_or_else(|| missing(answer, index)));
+            let positions = answers.iter().map(|answer| {
+                gallery_ids
+                    .get(answer.as_str())
+                    .map(|&row| row as usize)
+                    .ok_or_else(|| missing(answer, index))
+            });
             judgements.push(Judgement::new(positions.collect::<Result<_, _>>()?, Vec::new()));
         }
         if judgements.is_empty() {
@@ -254,7 +267,11 @@ fn names(root: Node, key: &str) -> Result<Vec<String>, String> {
     let name = |node: Node| {
         let name = node.text()?;
         let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-        if plain && !name.is_empty() { Ok(name.to_owned()) } else { Err(format!("{name:?} is no name of a photo")) }
+        if plain && !name.is_empty() {
+            Ok(name.to_owned())
+        } else {
+            Err(format!("{name:?} is no name of a photo"))
+        }
     };
     let names = root.get(key)?.elements().and_then(|nodes| nodes.map(name).collect());
     names.map_err(|reason| format!("{key}: {reason}"))
@@ -271,9 +288,11 @@ fn rows(entry: Node, key: &str, count: usize) -> Result<Vec<usize>, String> {
 
 /// `bbx`: left, top, right, bottom in pixels, rounded as the official script's image library does, halves to even.
 fn crop(entry: Node) -> Result<[u32; 4], String> {
-    let side = |node: Node| node.number().map(|side| side.round_ties_even().clamp(0.0, f64::from(u32::MAX)) as u32);
+    let side =
+        |node: Node| node.number().map(|side| side.round_ties_even().clamp(0.0, f64::from(u32::MAX)) as u32);
     let sides: Vec<u32> = entry.get("bbx")?.elements()?.map(side).collect::<Result<_, _>>()?;
-    let sides: [u32; 4] = sides.try_into().map_err(|sides: Vec<u32>| format!("bbx has {} sides", sides.len()))?;
+    let sides: [u32; 4] =
+        sides.try_into().map_err(|sides: Vec<u32>| format!("bbx has {} sides", sides.len()))?;
     let [left, top, right, bottom] = sides;
     if left < right && top < bottom { Ok(sides) } else { Err(format!("bbx {sides:?} is empty")) }
 }

@@ -20,8 +20,11 @@ pub fn average_precision(ranks: &[usize]) -> f64 {
 /// Average precision of a list that ends after `k` places: the sum of the precisions at the answers in it, over
 /// min(answers, k). Weyand et al., "Google Landmarks Dataset v2", CVPR 2020, with k = 100.
 pub fn average_precision_at(ranks: &[usize], k: usize) -> f64 {
-    let precisions =
-        ranks.iter().enumerate().filter(|(_, rank)| **rank < k).map(|(j, &rank)| (j + 1) as f64 / (rank + 1) as f64);
+    let precisions = ranks
+        .iter()
+        .enumerate()
+        .filter(|(_, rank)| **rank < k)
+        .map(|(j, &rank)| (j + 1) as f64 / (rank + 1) as f64);
     mean_over(ranks.len().min(k), precisions)
 }
 

@@ -70,7 +70,8 @@ impl<'a> Node<'a> {
         let Value::Dictionary(entries) = self.value() else { return Err("it is no dictionary".to_owned()) };
         // The last one counts, as in Python.
         let mut entries = entries.iter().rev();
-        let entry = entries.find(|(own, _)| matches!(&self.pickle.values[*own], Value::Text(own) if own == key));
+        let entry =
+            entries.find(|(own, _)| matches!(&self.pickle.values[*own], Value::Text(own) if own == key));
         entry.map(|(_, value)| self.at(*value)).ok_or_else(|| format!("it has no `{key}`"))
     }
 
@@ -165,7 +166,8 @@ impl<'a> Machine<'a> {
                 b'I' => self.decimal_int()?,
                 b'L' => {
                     let line = self.line()?.trim_end_matches('L');
-                    let value = line.parse().map_err(|_| format!("{line:?} is no whole number of 64 bits"))?;
+                    let value =
+                        line.parse().map_err(|_| format!("{line:?} is no whole number of 64 bits"))?;
                     self.push(Value::Int(value));
                 }
                 0x8a => {
@@ -267,9 +269,13 @@ impl<'a> Machine<'a> {
                     self.recall(key.into())?;
                 }
                 b'c' | 0x93 | b'R' | b'i' | b'o' | b'b' | 0x81 | 0x92 => {
-                    return Err("it holds Python objects (NumPy arrays?): save plain lists and numbers".to_owned());
+                    return Err(
+                        "it holds Python objects (NumPy arrays?): save plain lists and numbers".to_owned()
+                    );
                 }
-                other => return Err(format!("it holds something unknown (opcode {other:#04x}): is it a pickle?")),
+                other => {
+                    return Err(format!("it holds something unknown (opcode {other:#04x}): is it a pickle?"));
+                }
             }
         }
     }
@@ -302,7 +308,9 @@ impl<'a> Machine<'a> {
         let value = match line {
             "01" => Value::Bool(true),
             "00" => Value::Bool(false),
-            number => Value::Int(number.parse().map_err(|_| format!("{number:?} is no whole number of 64 bits"))?),
+            number => {
+                Value::Int(number.parse().map_err(|_| format!("{number:?} is no whole number of 64 bits"))?)
+            }
         };
         self.push(value);
         Ok(())
@@ -336,7 +344,11 @@ impl<'a> Machine<'a> {
     /// What is above the last mark stays out of reach for all but those who pop the mark.
     fn top(&self) -> Result<Place, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
-        self.stack.last().copied().filter(|_| self.stack.len() > floor).ok_or_else(|| "its stack is empty".to_owned())
+        self.stack
+            .last()
+            .copied()
+            .filter(|_| self.stack.len() > floor)
+            .ok_or_else(|| "its stack is empty".to_owned())
     }
 
     fn pop(&mut self) -> Result<Place, String> {
@@ -373,7 +385,8 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, key: u64) -> Result<(), String> {
-        let place = *self.memo.get(&key).ok_or_else(|| format!("it refers to value {key}, which it did not keep"))?;
+        let place =
+            *self.memo.get(&key).ok_or_else(|| format!("it refers to value {key}, which it did not keep"))?;
         self.stack.push(place);
         Ok(())
     }

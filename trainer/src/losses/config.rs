@@ -7,7 +7,6 @@ use burn::tensor::Device;
 use glimpse_quantizer::Codebook;
 use serde::{Deserialize, Serialize};
 
-
 use super::{Csd, D3still, GlobalCosine, Loss, Raml, Regression, Ssp, Temperatures};
 
 /// A loss that a run can be asked for.
@@ -91,13 +90,7 @@ pub struct OursConfig {
 
 impl Default for OursConfig {
     fn default() -> Self {
-        Self {
-            ssp: 0.2,
-            bank: 1.0,
-            bank_size: 2048,
-            bank_temperatures: Temperatures::PUBLISHED,
-            global: 5.0,
-        }
+        Self { ssp: 0.2, bank: 1.0, bank_size: 2048, bank_temperatures: Temperatures::PUBLISHED, global: 5.0 }
     }
 }
 
