@@ -41,6 +41,11 @@ impl Programs {
         self.command("glimpse-gallery")
     }
 
+    /// `glimpse-trainer`, to be run in the repository's root. Only `make test` builds it, not the demo.
+    pub fn trainer(&self) -> Command {
+        self.command("glimpse-trainer")
+    }
+
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.path(name));
         command.current_dir(workspace::root());

@@ -9,8 +9,9 @@
 //! 4. [`losses`], [`schedule`], [`preparation`] and [`training`]: SSP, its rivals and ours, and the loop.
 //! 5. [`retrieval`] and [`evaluation`]: mAP, recall, and the protocols of published data sets.
 //! 6. [`onnx`]: networks to files, checked against the module.
-//! 7. [`comparison`]: the benchmark of accuracy.
-//! 8. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
+//! 7. [`int8`]: a query network with int8 weights and activations, calibrated on photos and compared on others.
+//! 8. [`comparison`]: the benchmark of accuracy.
+//! 9. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
 //!
 //! Only `networks`, `losses`, `training` and `onnx` know Burn. Photos are embedded by tract through
 //! `glimpse-embedder`, the teacher's and the frozen backbone's too: it is several times faster than Burn on
@@ -23,6 +24,7 @@ pub mod comparison;
 pub mod evaluation;
 pub mod features;
 pub mod files;
+pub mod int8;
 pub mod linalg;
 pub mod losses;
 pub mod matrix;

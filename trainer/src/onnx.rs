@@ -100,7 +100,7 @@ pub fn verify<const O: usize>(
         let exported = network.run(input).map_err(|error| run(error.clone()))?;
         let tensor = Tensor::<4>::from_data(TensorData::new(input.clone(), shape), &Device::flex());
         let expected = values(forward(tensor));
-        let cosine = if exported.len() == expected.len() { cosine(&exported, &expected) } else { 0.0 };
+        let cosine = cosine(&exported, &expected);
         // Written so that NaN is the worst.
         worst = if cosine >= worst { worst } else { cosine };
     }
@@ -111,7 +111,11 @@ pub fn verify<const O: usize>(
     }
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+/// NaN where one is zero or the lengths differ.
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    if a.len() != b.len() {
+        return f64::NAN;
+    }
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }

@@ -13,8 +13,10 @@
 //! 4. `fold` (private): merges pads and batch normalisation into convolutions.
 //! 5. [`OnnxModel`] and [`proto`]: the finished model, its bytes, and its messages for editing.
 //!
+//! 6. [`quantize`]: the same model with int8 weights and activations, in QDQ form.
+//!
 //! What it deliberately lacks: training graphs, several inputs or outputs, control flow (Burn's
-//! captures have none), quantized tensors, and weights outside the model file.
+//! captures have none), quantized tensors of Burn, and weights outside the model file.
 //!
 //! ```
 //! use burn::module::Module;
@@ -67,6 +69,7 @@ mod fold;
 mod model;
 mod names;
 pub mod proto;
+pub mod quantize;
 
 pub use error::ExportError;
 pub use exporter::{Dim, Exporter};

@@ -74,6 +74,11 @@ pub(crate) struct NameTable {
 }
 
 impl NameTable {
+    /// Marks a name as taken; it may be so already.
+    pub(crate) fn reserve(&mut self, name: &str) {
+        self.taken.insert(name.to_owned());
+    }
+
     /// `wanted` itself if it is free, else `wanted_1`, `wanted_2` and so on.
     pub(crate) fn unique(&mut self, wanted: &str) -> String {
         let mut name = wanted.to_owned();

@@ -7,6 +7,7 @@ mod eval;
 mod export;
 mod features;
 mod import;
+mod quantize;
 mod quantizer;
 mod space;
 mod train;
@@ -42,6 +43,8 @@ pub enum Command {
     Train(Box<train::Train>),
     /// Write the trained query network into the bundle, and check it.
     Export(export::Export),
+    /// Make an int8 form of a query network, and check it.
+    Quantize(quantize::Quantize),
     /// Train every loss of a plan from the same start, and compare them on test photos.
     Compare(compare::Compare),
     /// Measure photos a second: the data loader alone, and whole networks in training.
@@ -65,6 +68,7 @@ impl Command {
             Self::Quantizer(command) => command.run(),
             Self::Train(command) => command.run(stop),
             Self::Export(command) => command.run(),
+            Self::Quantize(command) => command.run(stop),
             Self::Compare(command) => command.run(stop),
             Self::Bench(command) => command.run(stop),
             Self::Eval(command) => command.run(stop),

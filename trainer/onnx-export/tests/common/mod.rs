@@ -1,4 +1,5 @@
 //! Runs exported bytes in tract and compares with Burn.
+#![allow(dead_code, reason = "each test file uses its own part, and `expect` would be unfulfilled in some")]
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
