@@ -164,7 +164,7 @@ impl Observed {
         histogram.observe(values);
         // `[1, C, ..]`, and `[1, C]` is the same with nothing behind.
         let channels = shape.get(1).copied().unwrap_or(0);
-        let size = if channels > 0 { values.len() / channels } else { 0 };
+        let size = values.len().checked_div(channels).unwrap_or(0);
         let mean = |channel: &[f32]| channel.iter().map(|value| f64::from(*value)).sum::<f64>() / size as f64;
         let means = if size > 0 { values.chunks_exact(size).map(mean).collect() } else { Vec::new() };
         Self { histogram, means }

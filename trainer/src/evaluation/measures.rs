@@ -60,7 +60,7 @@ mod tests {
         // One answer in second place: from (0, 0) up to 1/2.
         close(trapezoid_average_precision(&[1]), 0.25);
         // First and fourth: (1 + 1)/2, then (1/3 + 2/4)/2, halved.
-        close(trapezoid_average_precision(&[0, 3]), (1.0 + (1.0 / 3.0 + 0.5) / 2.0) / 2.0);
+        close(trapezoid_average_precision(&[0, 3]), f64::midpoint(1.0, f64::midpoint(1.0 / 3.0, 0.5)));
         close(trapezoid_average_precision(&[]), 0.0);
     }
 

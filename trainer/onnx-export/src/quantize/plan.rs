@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::arithmetic::Layout;
 use super::tensors::{constants, is_onnx, label, shape};
 use super::{QuantizeError, QuantizeOptions};
-use crate::proto::{GraphProto, NodeProto, TensorProto, data_type};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, data_type};
 
 /// The nodes to quantize, in the graph's order.
 pub(super) struct Plan {
@@ -173,5 +173,5 @@ fn is_plain_gemm(node: &NodeProto) -> bool {
 
 fn integer(node: &NodeProto, name: &str, otherwise: i64) -> i64 {
     let attribute = node.attribute.iter().find(|attribute| attribute.name() == name);
-    attribute.map_or(otherwise, |attribute| attribute.i())
+    attribute.map_or(otherwise, AttributeProto::i)
 }

@@ -7,7 +7,9 @@ use super::plan::{Bias, Kind, Plan, Site};
 use super::tensors::{constants, floats};
 use super::{Activations, QuantizeError, QuantizeOptions, Range};
 use crate::names::NameTable;
-use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_type, data_type};
+use crate::proto::{
+    AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, attribute_type, data_type,
+};
 
 /// The graph with the plan carried out.
 pub(super) fn rewrite(
@@ -273,12 +275,12 @@ fn value_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
         .node
         .iter()
         .flat_map(|node| node.input.iter().chain(&node.output).map(String::as_str).chain([node.name()]));
-    let inputs = graph.input.iter().map(|input| input.name());
-    inputs.chain(graph.initializer.iter().map(|tensor| tensor.name())).chain(nodes)
+    let inputs = graph.input.iter().map(ValueInfoProto::name);
+    inputs.chain(graph.initializer.iter().map(TensorProto::name)).chain(nodes)
 }
 
 /// Names that nodes and outputs read, those of sub-graphs too. Decoding has bounded how deep they nest.
-fn reads<'a>(graph: &'a GraphProto, into: &mut HashSet<String>) {
+fn reads(graph: &GraphProto, into: &mut HashSet<String>) {
     into.extend(graph.output.iter().map(|output| output.name().to_owned()));
     for node in &graph.node {
         into.extend(node.input.iter().cloned());

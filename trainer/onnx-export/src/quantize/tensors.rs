@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::QuantizeError;
 use crate::model::OnnxModel;
-use crate::proto::{GraphProto, NodeProto, TensorProto, attribute_type, data_type};
+use crate::proto::{
+    GraphProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, attribute_type, data_type,
+};
 
 /// The first operator set whose `DequantizeLinear` has an axis.
 const OPSET_MIN: i64 = 13;
@@ -30,7 +32,7 @@ pub(super) fn check(model: &OnnxModel) -> Result<&GraphProto, QuantizeError> {
         return Err(QuantizeError::AlreadyQuantized { node: label(node), operator });
     }
     let onnx = model.proto.opset_import.iter().filter(|set| is_onnx(set.domain()));
-    let opset = onnx.map(|set| set.version()).max().unwrap_or(0);
+    let opset = onnx.map(OperatorSetIdProto::version).max().unwrap_or(0);
     if opset < OPSET_MIN {
         return Err(QuantizeError::OldOpset { opset });
     }
@@ -50,7 +52,7 @@ pub(super) fn label(node: &NodeProto) -> String {
 
 /// The constants of a graph by name: initialisers that no caller can replace, and what `Constant` nodes hold.
 pub(super) fn constants(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
-    let inputs: HashSet<&str> = graph.input.iter().map(|input| input.name()).collect();
+    let inputs: HashSet<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
     let initializers = graph.initializer.iter().map(|tensor| (tensor.name(), tensor));
     let mut constants: HashMap<_, _> = initializers.filter(|(name, _)| !inputs.contains(name)).collect();
     for node in graph.node.iter().filter(|node| node.op_type() == "Constant" && is_onnx(node.domain())) {
