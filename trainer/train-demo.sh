@@ -37,9 +37,9 @@ resume=()
 if [ -e "$run/checkpoint.safetensors" ]; then resume=(--resume); fi
 # The closed form does nearly all of it; small steps from there (docs/accuracy.md has what was tried).
 stage "training" train --bundle "$bundle" --network efficientnet-lite0 \
-    --weights data/weights/efficientnet-lite0.pth --size 224 --photos data/scenes/train.csv \
+    --weights data/weights/efficientnet-lite0.pth --size 288 --photos data/scenes/train.csv \
     --val data/scenes/val.csv --views $views --embeddings "$run/embeddings.safetensors" --run "$run" \
-    --loss ours --steps 150 --warm-up 10 --lr 1e-4 --seed 1 "${resume[@]}"
+    --loss ours --steps 300 --warm-up 15 --lr 1e-4 --seed 1 "${resume[@]}"
 stage "export" export --run "$run" --bundle "$bundle"
 
 {

@@ -8,7 +8,7 @@
 //!    network into it), in closed form.
 //! 4. [`losses`], [`schedule`], [`preparation`] and [`training`]: SSP, its rivals and ours, and the loop.
 //! 5. [`retrieval`] and [`evaluation`]: mAP, recall, and the protocols of published data sets.
-//! 6. [`onnx`]: networks to files, checked against the module.
+//! 6. [`onnx`]: networks to files, checked against the module; [`adoption`]: gallery models that others made.
 //! 7. [`int8`]: a query network with int8 weights and activations, calibrated on photos and compared on others.
 //! 8. [`comparison`]: the benchmark of accuracy.
 //! 9. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
@@ -19,6 +19,7 @@
 //!
 //! What is absent: labels. Roles and objects of photos are read for evaluation only.
 
+pub mod adoption;
 pub mod commands;
 pub mod comparison;
 pub mod evaluation;

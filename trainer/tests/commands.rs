@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use burn_onnx_export::proto::{DimensionValue, GraphProto};
 use glimpse_trainer::features::Features;
+use glimpse_trainer::networks::{Architecture, GalleryNetwork};
+use glimpse_trainer::onnx;
 use image::{Rgb, RgbImage};
 
 mod common;
@@ -141,6 +144,59 @@ fn from_pretrained_weights_to_a_query_network_that_finds_what_the_gallery_networ
     place.bad(&format!("{train} --steps 2 {swapped}"), "rows, and there are");
     let raw = "--teacher-features raw.safetensors --val-teacher-features raw-val.safetensors";
     place.bad(&format!("{train} --steps 2 {raw}"), "has 2560 dimensions, and the space has 8");
+}
+
+/// A gallery network that somebody else exported: here ours, whose metadata `adopt` has no use for.
+#[test]
+fn a_foreign_onnx_model_becomes_a_gallery_model() {
+    let place = Place(tempfile::tempdir().unwrap());
+    draw(&place.path("train"), 8, 4);
+    let device = burn::tensor::Device::flex();
+    device.seed(9);
+    let network = GalleryNetwork::new([Architecture::MINIATURE.init(&device).fold()]);
+    let model = onnx::export(&network, "pooled", GalleryNetwork::forward).unwrap();
+    let channels = GalleryNetwork::feature_channels(&[Architecture::MINIATURE]);
+    std::fs::write(place.path("foreign.onnx"), model.to_bytes()).unwrap();
+    let adopt = "adopt --model foreign.onnx --size 64";
+    place.good(&format!("{adopt} --raw --out raw.onnx"));
+    place.good("features --model raw.onnx --photos train/photos.csv --out raw.safetensors");
+    std::fs::create_dir(place.path("bundle")).unwrap();
+    place.good(&format!(
+        "{adopt} --whiten raw.safetensors --dimension 6 --out bundle/gallery.onnx --embeddings e.safetensors"
+    ));
+    // What the whitening gives outside of the graph, the graph gives too.
+    place.good("features --model bundle/gallery.onnx --photos train/photos.csv --out again.safetensors");
+    let rows = |name: &str| Features::read(&place.path(name)).unwrap().0;
+    let (outside, inside) = (rows("e.safetensors"), rows("again.safetensors"));
+    assert_eq!((outside.shape.clone(), outside.len()), (vec![6], 32));
+    assert!(outside.to_f32().iter().zip(inside.to_f32()).all(|(a, b)| (a - b).abs() < 1e-4));
+    place.good("quantizer --features e.safetensors --bundle bundle --sub-spaces 3 --centroids 8");
+    std::fs::create_dir(place.path("plain")).unwrap();
+    place.good(&format!("{adopt} --out plain/gallery.onnx --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25"));
+    let space = std::fs::read_to_string(place.path("plain/space.toml")).unwrap();
+    assert!(space.contains(&format!("dimension = {channels}")), "{space}");
+
+    // Models that cannot be adopted say why.
+    place.bad(&format!("{adopt} --out plain/other.onnx"), "is called gallery.onnx");
+    let change = |name: &str, words: &str, change: &dyn Fn(&mut GraphProto)| {
+        let mut model = model.clone();
+        change(model.proto.graph.as_mut().unwrap());
+        std::fs::write(place.path(name), model.to_bytes()).unwrap();
+        place.bad(&format!("adopt --model {name} --size 64 --out x/gallery.onnx"), words);
+    };
+    let fix = |graph: &mut GraphProto, place: usize, value: i64| {
+        let kind = graph.input[0].r#type.as_mut().unwrap().tensor_type.as_mut().unwrap();
+        kind.shape.as_mut().unwrap().dim[place].value = Some(DimensionValue::DimValue(value));
+    };
+    change("batch.onnx", "its batch is fixed to 8 photos", &|graph| fix(graph, 0, 8));
+    change("grey.onnx", "[N, 1, H, W], not [N, 3, height, width]", &|graph| fix(graph, 1, 1));
+    change("side.onnx", "use --size 96", &|graph| {
+        fix(graph, 2, 96);
+        fix(graph, 3, 96);
+    });
+    change("ends.onnx", "1 inputs and 0 outputs", &|graph| graph.output.clear());
+    std::fs::write(place.path("text.onnx"), b"<html>").unwrap();
+    place.bad("adopt --model text.onnx --out x/gallery.onnx", "text.onnx is no ONNX model");
 }
 
 /// `kill -9` within a run of 200 steps: the rest of the run gives the same weights as a run that nobody killed.

@@ -1,18 +1,17 @@
 //! `import`: pretrained weights to an ONNX model: raw features, or the gallery model of a new space.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 use clap::Args;
-use glimpse_embedder::{ModelMetadata, Preprocessing, Role, SpaceBundle};
+use glimpse_embedder::{ModelMetadata, Preprocessing, Role};
 
-use super::parse_size;
-use crate::features::{Features, Origin, model_hash};
-use crate::files::read;
+use super::{parse_size, write_bundle, write_embeddings};
+use crate::features::Features;
 use crate::networks::{Architecture, EmbeddingNetwork, GalleryNetwork, load_pretrained};
 use crate::onnx;
-use crate::projection::{pca_whitening, to_unit};
+use crate::projection::pca_whitening;
 
 /// Make a gallery model (or a raw feature model) from pretrained weights.
 #[derive(Debug, Args)]
@@ -67,8 +66,7 @@ impl Import {
             return self.verify(&network, &preprocessing);
         };
 
-        let (features, origin) = Features::read(features_path)?;
-        let origin = Origin::read(&origin);
+        let (features, _) = Features::read(features_path)?;
         ensure!(
             features.shape == [channels],
             "the features for whitening have shape {:?}, and the network gives [{channels}]: make them with the model \
@@ -83,15 +81,9 @@ impl Import {
         let metadata = onnx::gallery_metadata(&model, preprocessing, self.dimension)?;
         onnx::write(model, &metadata, &self.out)?;
         self.verify(&network, &preprocessing)?;
-        self.write_bundle(&metadata)?;
+        write_bundle(&self.out, self.name.as_deref(), &metadata)?;
         if let Some(out) = &self.embeddings {
-            let origin = origin
-                .with_context(|| format!("{} does not say what it was made from", features_path.display()))?;
-            let origin = Origin { model: model_hash(&read(&self.out)?), ..origin };
-            let mut rows = whitening.apply(&features.to_f32());
-            rows.chunks_exact_mut(self.dimension).for_each(to_unit);
-            Features::from_f32(vec![self.dimension], features.items.clone(), rows)
-                .write(out, origin.to_metadata())?;
+            write_embeddings(features_path, &features, &whitening, &self.out, out)?;
         }
         Ok(())
     }
@@ -117,32 +109,6 @@ impl Import {
             bail!("{first} and {other} want photos prepared in different ways, so they cannot be joined");
         }
         Ok(preprocessing)
-    }
-
-    fn write_bundle(&self, metadata: &ModelMetadata) -> Result<()> {
-        let dir = self.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let space = metadata.space.context("a gallery model has a space")?;
-        let folder = dir.file_name().map(|name| name.to_string_lossy().into_owned());
-        let old = SpaceBundle::load(dir).ok();
-        let name = self.name.clone().or(old.as_ref().map(|old| old.name.clone())).or(folder);
-        // A quantizer of another space is a quantizer of nothing.
-        let quantizer = old.filter(|old| old.space == space).and_then(|old| old.quantizer);
-        let bundle = SpaceBundle {
-            dir: dir.to_owned(),
-            name: name.unwrap_or_else(|| "unnamed".to_owned()),
-            space,
-            dimension: metadata.dimension,
-            preprocessing: metadata.preprocessing,
-            quantizer,
-        };
-        ensure!(
-            bundle.gallery_model() == dir.join(self.out.file_name().unwrap_or_default()),
-            "the gallery model of a bundle is called gallery.onnx: use --out {}",
-            bundle.gallery_model().display()
-        );
-        bundle.write()?;
-        tracing::info!("space {space} in {}", dir.display());
-        Ok(())
     }
 
     /// A synthetic photo is enough here: the weights are those of the checkpoint.

@@ -1,5 +1,6 @@
 //! One file for each command. Results go to stdout, everything else to stderr.
 
+mod adopt;
 mod bench;
 mod compare;
 mod describe;
@@ -16,13 +17,14 @@ mod whiten;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use burn_onnx_export::OnnxModel;
 use clap::{Args, Subcommand};
-use glimpse_embedder::Preprocessing;
+use glimpse_embedder::{ModelMetadata, Preprocessing, SpaceBundle};
 
-use crate::features::Sight;
+use crate::features::{Features, Origin, Sight, model_hash};
 use crate::files::read;
+use crate::projection::{Projection, to_unit};
 
 /// The commands, in the order of a first run.
 #[derive(Debug, Subcommand)]
@@ -31,6 +33,8 @@ pub enum Command {
     Describe(describe::Describe),
     /// Make a gallery model (or a raw feature model) from pretrained weights.
     Import(import::Import),
+    /// Make a gallery model of any ONNX network that turns an image into a vector.
+    Adopt(adopt::Adopt),
     /// Run an ONNX model over photos and keep what it gives.
     Features(features::Extract),
     /// Learn a PCA-whitening from features, and apply it to features.
@@ -62,6 +66,7 @@ impl Command {
         match self {
             Self::Describe(command) => command.run(),
             Self::Import(command) => command.run(),
+            Self::Adopt(command) => command.run(),
             Self::Features(command) => command.run(stop),
             Self::Whiten(command) => command.run(),
             Self::Space(command) => command.run(),
@@ -117,6 +122,51 @@ fn preprocessing_of(model: &Path) -> Result<Preprocessing> {
         .validate()
         .map_err(|reason| anyhow!("the metadata of {} is damaged: {reason}", model.display()))?;
     Ok(preprocessing)
+}
+
+/// Makes the folder of a gallery model a space bundle, or keeps it one.
+fn write_bundle(model: &Path, name: Option<&str>, metadata: &ModelMetadata) -> Result<()> {
+    let dir = model.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let space = metadata.space.context("a gallery model has a space")?;
+    let folder = dir.file_name().map(|name| name.to_string_lossy().into_owned());
+    let old = SpaceBundle::load(dir).ok();
+    let name = name.map(str::to_owned).or(old.as_ref().map(|old| old.name.clone())).or(folder);
+    // A quantizer of another space is a quantizer of nothing.
+    let quantizer = old.filter(|old| old.space == space).and_then(|old| old.quantizer);
+    let bundle = SpaceBundle {
+        dir: dir.to_owned(),
+        name: name.unwrap_or_else(|| "unnamed".to_owned()),
+        space,
+        dimension: metadata.dimension,
+        preprocessing: metadata.preprocessing,
+        quantizer,
+    };
+    ensure!(
+        bundle.gallery_model() == dir.join(model.file_name().unwrap_or_default()),
+        "the gallery model of a bundle is called gallery.onnx: use --out {}",
+        bundle.gallery_model().display()
+    );
+    bundle.write()?;
+    tracing::info!("space {space} in {}", dir.display());
+    Ok(())
+}
+
+/// Writes what `features` would give with the gallery `model` whose whitening was learned from these very features.
+fn write_embeddings(
+    features_path: &Path,
+    features: &Features,
+    whitening: &Projection,
+    model: &Path,
+    out: &Path,
+) -> Result<()> {
+    let (_, metadata) = Features::read(features_path)?;
+    let origin = Origin::read(&metadata)
+        .with_context(|| format!("{} does not say what it was made from", features_path.display()))?;
+    let origin = Origin { model: model_hash(&read(model)?), ..origin };
+    let dimension = whitening.bias.len();
+    let mut rows = whitening.apply(&features.to_f32());
+    rows.chunks_exact_mut(dimension).for_each(to_unit);
+    Ok(Features::from_f32(vec![dimension], features.items.clone(), rows).write(out, origin.to_metadata())?)
 }
 
 /// The commit that is checked out, for the record; what it was built from where the program runs outside its repository.
