@@ -11,7 +11,7 @@ pub mod ranking;
 
 pub use dataset::{DataSet, DataSetError, Measures, Setting};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::matrix::{MatrixError, Rows};
 use crate::progress::Progress;
@@ -24,7 +24,12 @@ pub struct Figures {
     /// Queries that have an answer in this setting.
     pub queries: usize,
     /// Each with its name, the main one first.
+    #[serde(serialize_with = "as_object")]
     pub values: Vec<(&'static str, f64)>,
+}
+
+fn as_object<S: Serializer>(values: &[(&'static str, f64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(values.iter().copied())
 }
 
 /// Ranks the gallery for each query and scores the order, for every setting of the data set.
