@@ -11,7 +11,7 @@ use crate::matrix::{MatrixFile, Rows};
 use crate::networks::{Architecture, Backbone, EmbeddingNetwork, Frozen};
 use crate::onnx;
 use crate::photos::{Augmentation, PhotoList};
-use crate::projection::to_unit;
+use crate::projection::to_unit_unless_it_is;
 use crate::retrieval::{Scores, Task, score};
 use crate::training::{Inputs, TrainingSet, Validation};
 
@@ -206,7 +206,7 @@ impl Preparation<'_> {
             matrix.dimension()
         );
         let mut values = matrix.read(0..rows)?;
-        values.chunks_exact_mut(dimension).for_each(to_unit);
+        values.chunks_exact_mut(dimension).for_each(to_unit_unless_it_is);
         Ok(Features::from_f32(vec![dimension], (0..rows as u32).collect(), values))
     }
 }

@@ -76,6 +76,16 @@ pub fn to_unit(row: &mut [f32]) {
     row.iter_mut().for_each(|x| *x /= norm);
 }
 
+/// How far the squared norm of a unit vector may be from 1: what 16-bit floats cost.
+const UNIT_TOLERANCE: f32 = 2e-3;
+
+/// Divides a vector by its norm where it is not 1 already, so that a unit vector keeps its very bits.
+pub fn to_unit_unless_it_is(row: &mut [f32]) {
+    if (row.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() > UNIT_TOLERANCE {
+        to_unit(row);
+    }
+}
+
 /// PCA-whitening to the `dimension` directions of largest variance: (x - mean) V diag(1 / sqrt(lambda + s)).
 ///
 /// `shrinkage` sets s to that fraction of the mean of the kept eigenvalues: 0 whitens fully, large values tend

@@ -10,7 +10,7 @@ use glimpse_quantizer::train::{TrainOptions, quantization_error, train};
 use crate::files::write_whole;
 use crate::matrix::{MatrixFile, Rows};
 use crate::progress::Progress;
-use crate::projection::to_unit;
+use crate::projection::to_unit_unless_it_is;
 
 /// Train the product quantizer whose centroids are index, code and anchors.
 #[derive(Debug, Args)]
@@ -66,7 +66,7 @@ impl Train {
             ..TrainOptions::default()
         };
         let mut embeddings = features.read(0..features.count())?;
-        embeddings.chunks_exact_mut(bundle.dimension).for_each(to_unit);
+        embeddings.chunks_exact_mut(bundle.dimension).for_each(to_unit_unless_it_is);
         let progress = Progress::new("k-means", (self.iterations * self.restarts) as u64);
         let codebook =
             train(&embeddings, bundle.dimension, &options, &mut |at| progress.set(at.step as u64))?;
