@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 use burn_onnx_export::OnnxModel;
 use burn_onnx_export::proto::{
-    AttributeProto, DimensionProto, DimensionValue, GraphProto, NodeProto, TensorProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto, attribute_type, data_type,
+    AttributeProto, DimensionProto, DimensionValue, GraphProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type, data_type,
 };
 use thiserror::Error;
 
@@ -72,7 +72,7 @@ pub fn adopt(
     let mut model = model.clone();
     let sets =
         model.proto.opset_import.iter().filter(|set| set.domain().is_empty() || set.domain() == "ai.onnx");
-    let opset = sets.map(|set| set.version()).max().unwrap_or(0);
+    let opset = sets.map(OperatorSetIdProto::version).max().unwrap_or(0);
     let Some(graph) = &mut model.proto.graph else {
         return Err(AdoptionError::Ends { inputs: 0, outputs: 0 });
     };

@@ -7,17 +7,13 @@ use burn_onnx_export::OnnxModel;
 use clap::Args;
 use glimpse_embedder::{ModelMetadata, Network, Preprocessing, RgbImage, Role};
 
-use super::{write_bundle, write_embeddings};
+use super::bundle::{WhiteningOptions, write_bundle};
 use crate::adoption::adopt;
-use crate::features::Features;
 use crate::files::read;
 use crate::onnx::{self, COSINE_MIN, cosine};
-use crate::projection::{Projection, pca_whitening, to_unit};
+use crate::projection::{Projection, to_unit};
 
 /// Make a gallery model of any ONNX network that turns an image into a vector.
-///
-/// Its vector, made unit, becomes the embedding; or, in two steps, its PCA-whitening: first with --raw, then `features` over
-/// training photos, then with --whiten.
 #[derive(Debug, Args)]
 pub struct Adopt {
     /// The ONNX model: [N, 3, height, width] to [N, C], operator set 13 or later.
@@ -38,18 +34,8 @@ pub struct Adopt {
     /// Only write the model of its raw features, to learn a whitening from.
     #[arg(long, conflicts_with = "whiten")]
     raw: bool,
-    /// Raw features to learn a PCA-whitening from.
-    #[arg(long)]
-    whiten: Option<PathBuf>,
-    /// Also write the whitened embeddings of those very features.
-    #[arg(long, requires = "whiten")]
-    embeddings: Option<PathBuf>,
-    /// Dimension of the space.
-    #[arg(long, default_value_t = 256, requires = "whiten")]
-    dimension: usize,
-    /// How far from full whitening: added to each variance, as a fraction of their mean.
-    #[arg(long, default_value_t = 0.0, requires = "whiten")]
-    shrinkage: f64,
+    #[command(flatten)]
+    whitening: WhiteningOptions,
     /// A name for people, for the bundle; the folder's name by default.
     #[arg(long)]
     name: Option<String>,
@@ -76,8 +62,8 @@ impl Adopt {
             network.output_shape()
         );
 
-        let learned = self.learn(channels)?;
-        let projection = learned.as_ref().map(|(projection, _)| projection);
+        let learned = self.whitening.learn(channels)?;
+        let projection = learned.as_ref().map(|whitening| &whitening.projection);
         let output = if self.raw { "features" } else { "embedding" };
         let model = adopt(&foreign, self.size, projection, output).with_context(cannot)?;
         let dimension = projection.map_or(channels, |projection| projection.bias.len());
@@ -91,11 +77,7 @@ impl Adopt {
         if !self.raw {
             write_bundle(&self.out, self.name.as_deref(), &metadata)?;
         }
-        if let (Some(out), Some((whitening, features))) = (&self.embeddings, &learned) {
-            let features_path = self.whiten.as_deref().context("--embeddings needs --whiten")?;
-            write_embeddings(features_path, features, whitening, &self.out, out)?;
-        }
-        Ok(())
+        learned.map_or(Ok(()), |whitening| self.whitening.write_embeddings(&whitening, &self.out))
     }
 
     fn preprocessing(&self) -> Result<Preprocessing> {
@@ -109,21 +91,6 @@ impl Adopt {
         };
         preprocessing.validate().map_err(anyhow::Error::msg)?;
         Ok(preprocessing)
-    }
-
-    fn learn(&self, channels: usize) -> Result<Option<(Projection, Features)>> {
-        let Some(path) = &self.whiten else { return Ok(None) };
-        let (features, _) = Features::read(path)?;
-        ensure!(
-            features.shape == [channels],
-            "the features for whitening have shape {:?}, and the network gives [{channels}]: make them with the model that \
-             `adopt --raw` writes",
-            features.shape
-        );
-        ensure!(self.shrinkage >= 0.0, "--shrinkage must not be negative");
-        let whitening = pca_whitening(&features.to_f32(), channels, self.dimension, self.shrinkage)?;
-        tracing::info!("whitening to {} dimensions, learned on {} photos", self.dimension, features.len());
-        Ok(Some((whitening, features)))
     }
 
     /// Holds the written file against the foreign network and the arithmetic outside of it.

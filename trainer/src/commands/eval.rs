@@ -16,9 +16,6 @@ use crate::matrix::{InMemory, MatrixFile, Rows, Stacked};
 use crate::photos::PhotoList;
 
 /// Measure gallery and query network on labelled photos.
-///
-/// Networks come from --bundle, or their features from files (.npy or safetensors, one row a photo in the order of the data
-/// set), so that a network of any size can be judged.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   glimpse-trainer eval --bundle models/demo --photos data/scenes/test.csv

@@ -7,11 +7,10 @@ use burn::tensor::Device;
 use clap::Args;
 use glimpse_embedder::{ModelMetadata, Preprocessing, Role};
 
-use super::{parse_size, write_bundle, write_embeddings};
-use crate::features::Features;
+use super::bundle::{WhiteningOptions, write_bundle};
+use super::parse_size;
 use crate::networks::{Architecture, EmbeddingNetwork, GalleryNetwork, load_pretrained};
 use crate::onnx;
-use crate::projection::pca_whitening;
 
 /// Make a gallery model (or a raw feature model) from pretrained weights.
 #[derive(Debug, Args)]
@@ -29,20 +28,8 @@ pub struct Import {
     /// The ONNX file; with --whiten its folder becomes (or stays) a space bundle.
     #[arg(long)]
     out: PathBuf,
-    /// Raw features to learn a PCA-whitening from, made by `features` with the model that this command writes without
-    /// --whiten.
-    #[arg(long)]
-    whiten: Option<PathBuf>,
-    /// Also write the whitened embeddings of those very features: what `features` would give with the new model,
-    /// without running it again.
-    #[arg(long, requires = "whiten")]
-    embeddings: Option<PathBuf>,
-    /// Dimension of the space.
-    #[arg(long, default_value_t = 256, requires = "whiten")]
-    dimension: usize,
-    /// How far from full whitening: added to each variance, as a fraction of their mean.
-    #[arg(long, default_value_t = 0.0, requires = "whiten")]
-    shrinkage: f64,
+    #[command(flatten)]
+    whitening: WhiteningOptions,
     /// A name for people, for the bundle; the folder's name by default.
     #[arg(long, requires = "whiten")]
     name: Option<String>,
@@ -58,7 +45,7 @@ impl Import {
         let network = self.load(&device)?;
         let channels = GalleryNetwork::feature_channels(&self.network);
         let preprocessing = self.preprocessing()?;
-        let Some(features_path) = &self.whiten else {
+        let Some(whitening) = self.whitening.learn(channels)? else {
             let model = onnx::export(&network, "features", GalleryNetwork::forward)?;
             let metadata =
                 ModelMetadata { role: Role::Features, space: None, dimension: channels, preprocessing };
@@ -66,26 +53,13 @@ impl Import {
             return self.verify(&network, &preprocessing);
         };
 
-        let (features, _) = Features::read(features_path)?;
-        ensure!(
-            features.shape == [channels],
-            "the features for whitening have shape {:?}, and the network gives [{channels}]: make them with the model \
-             that `import` writes without --whiten",
-            features.shape
-        );
-        ensure!(self.shrinkage >= 0.0, "--shrinkage must not be negative");
-        let whitening = pca_whitening(&features.to_f32(), channels, self.dimension, self.shrinkage)?;
-        tracing::info!("whitening to {} dimensions, learned on {} photos", self.dimension, features.len());
-        let network = network.project(&whitening, &device);
+        let network = network.project(&whitening.projection, &device);
         let model = onnx::export(&network, "embedding", GalleryNetwork::forward)?;
-        let metadata = onnx::gallery_metadata(&model, preprocessing, self.dimension)?;
+        let metadata = onnx::gallery_metadata(&model, preprocessing, whitening.projection.bias.len())?;
         onnx::write(model, &metadata, &self.out)?;
         self.verify(&network, &preprocessing)?;
         write_bundle(&self.out, self.name.as_deref(), &metadata)?;
-        if let Some(out) = &self.embeddings {
-            write_embeddings(features_path, &features, &whitening, &self.out, out)?;
-        }
-        Ok(())
+        self.whitening.write_embeddings(&whitening, &self.out)
     }
 
     fn load(&self, device: &Device) -> Result<GalleryNetwork> {

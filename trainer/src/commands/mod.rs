@@ -2,6 +2,7 @@
 
 mod adopt;
 mod bench;
+mod bundle;
 mod compare;
 mod describe;
 mod eval;
@@ -17,14 +18,13 @@ mod whiten;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use burn_onnx_export::OnnxModel;
 use clap::{Args, Subcommand};
-use glimpse_embedder::{ModelMetadata, Preprocessing, SpaceBundle};
+use glimpse_embedder::Preprocessing;
 
-use crate::features::{Features, Origin, Sight, model_hash};
+use crate::features::Sight;
 use crate::files::read;
-use crate::projection::{Projection, to_unit};
 
 /// The commands, in the order of a first run.
 #[derive(Debug, Subcommand)]
@@ -34,12 +34,18 @@ pub enum Command {
     /// Make a gallery model (or a raw feature model) from pretrained weights.
     Import(import::Import),
     /// Make a gallery model of any ONNX network that turns an image into a vector.
+    ///
+    /// Its vector, made unit, becomes the embedding; or, in two steps, its PCA-whitening: first with --raw, then `features` over
+    /// training photos, then with --whiten.
     Adopt(adopt::Adopt),
     /// Run an ONNX model over photos and keep what it gives.
     Features(features::Extract),
     /// Learn a PCA-whitening from features, and apply it to features.
     Whiten(whiten::Whiten),
     /// Make a space whose gallery model stays elsewhere.
+    ///
+    /// Its embeddings come as files, to `quantizer`, `train --teacher-features` and `eval`. A space of a gallery model that runs
+    /// here is made by `import --whiten` or `adopt`.
     Space(space::Space),
     /// Train the product quantizer whose centroids are index, code and anchors.
     Quantizer(quantizer::Train),
@@ -48,12 +54,17 @@ pub enum Command {
     /// Write the trained query network into the bundle, and check it.
     Export(export::Export),
     /// Make an int8 form of a query network, and check it.
+    ///
+    /// A quarter of the size. (`quantizer` is another thing: the product quantizer of the gallery's index.)
     Quantize(quantize::Quantize),
     /// Train every loss of a plan from the same start, and compare them on test photos.
     Compare(compare::Compare),
     /// Measure photos a second: the data loader alone, and whole networks in training.
     Bench(bench::Bench),
     /// Measure gallery and query network on labelled photos.
+    ///
+    /// Networks come from --bundle, or their features from files (.npy or safetensors, one unit row a photo in the order of the
+    /// data set, compared by inner product), so that a network of any size can be judged.
     Eval(eval::Eval),
 }
 
@@ -122,51 +133,6 @@ fn preprocessing_of(model: &Path) -> Result<Preprocessing> {
         .validate()
         .map_err(|reason| anyhow!("the metadata of {} is damaged: {reason}", model.display()))?;
     Ok(preprocessing)
-}
-
-/// Makes the folder of a gallery model a space bundle, or keeps it one.
-fn write_bundle(model: &Path, name: Option<&str>, metadata: &ModelMetadata) -> Result<()> {
-    let dir = model.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let space = metadata.space.context("a gallery model has a space")?;
-    let folder = dir.file_name().map(|name| name.to_string_lossy().into_owned());
-    let old = SpaceBundle::load(dir).ok();
-    let name = name.map(str::to_owned).or(old.as_ref().map(|old| old.name.clone())).or(folder);
-    // A quantizer of another space is a quantizer of nothing.
-    let quantizer = old.filter(|old| old.space == space).and_then(|old| old.quantizer);
-    let bundle = SpaceBundle {
-        dir: dir.to_owned(),
-        name: name.unwrap_or_else(|| "unnamed".to_owned()),
-        space,
-        dimension: metadata.dimension,
-        preprocessing: metadata.preprocessing,
-        quantizer,
-    };
-    ensure!(
-        bundle.gallery_model() == dir.join(model.file_name().unwrap_or_default()),
-        "the gallery model of a bundle is called gallery.onnx: use --out {}",
-        bundle.gallery_model().display()
-    );
-    bundle.write()?;
-    tracing::info!("space {space} in {}", dir.display());
-    Ok(())
-}
-
-/// Writes what `features` would give with the gallery `model` whose whitening was learned from these very features.
-fn write_embeddings(
-    features_path: &Path,
-    features: &Features,
-    whitening: &Projection,
-    model: &Path,
-    out: &Path,
-) -> Result<()> {
-    let (_, metadata) = Features::read(features_path)?;
-    let origin = Origin::read(&metadata)
-        .with_context(|| format!("{} does not say what it was made from", features_path.display()))?;
-    let origin = Origin { model: model_hash(&read(model)?), ..origin };
-    let dimension = whitening.bias.len();
-    let mut rows = whitening.apply(&features.to_f32());
-    rows.chunks_exact_mut(dimension).for_each(to_unit);
-    Ok(Features::from_f32(vec![dimension], features.items.clone(), rows).write(out, origin.to_metadata())?)
 }
 
 /// The commit that is checked out, for the record; what it was built from where the program runs outside its repository.

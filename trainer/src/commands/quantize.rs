@@ -13,8 +13,7 @@ use crate::files::{read, write_whole};
 use crate::int8::{Sample, agreement, calibrate};
 use crate::photos::PhotoList;
 
-/// Make an int8 form of a query network, a quarter of its size, and check it. (`quantizer` is another thing: the
-/// product quantizer of the gallery's index.)
+/// Make an int8 form of a query network, and check it.
 #[derive(Debug, Args)]
 pub struct Quantize {
     /// The f32 query network.

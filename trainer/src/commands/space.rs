@@ -10,9 +10,6 @@ use glimpse_protocol::SpaceId;
 use super::parse_size;
 
 /// Make a space whose gallery model stays elsewhere.
-///
-/// Its embeddings come as files, to `quantizer`, `train --teacher-features` and the gallery server's import. A space of a
-/// gallery model that runs here is made by `import --whiten`.
 #[derive(Debug, Args)]
 pub struct Space {
     /// The bundle's folder, which is made.
