@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::LazyLock;
+
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
@@ -45,8 +47,13 @@ impl Small {
     }
 }
 
-fn exported() -> OnnxModel {
+/// Made once: Burn's seed belongs to the process, and tests that draw at the same time would share its numbers.
+static MODEL: LazyLock<OnnxModel> = LazyLock::new(|| {
     Exporter::new().input("image", image_dims()).export(&Small::new(), Small::forward).expect("it exports")
+});
+
+fn exported() -> OnnxModel {
+    MODEL.clone()
 }
 
 /// The range and the channel means of every tensor that matters, from one image.
