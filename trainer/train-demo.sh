@@ -23,9 +23,11 @@ stage() {
     if [ $((SECONDS - start)) -gt 1 ]; then echo "$name: $((SECONDS - start)) s" >>"$stages"; fi
 }
 
-# Two networks joined, the query network's own backbone among them. 224 dimensions keep the bundle under 50 MB.
+# Two networks joined, the query network's own backbone among them, which look at each photo at 160 and at 224 px and pool the
+# middle of what they see. 224 dimensions keep the bundle under 50 MB.
 gallery=(--network efficientnet-lite2 --weights data/weights/efficientnet-lite2.pth
-    --network efficientnet-lite0 --weights data/weights/efficientnet-lite0.pth --size 288)
+    --network efficientnet-lite0 --weights data/weights/efficientnet-lite0.pth --member-weights 0.5,1
+    --size 256 --scales 0.625,0.875 --margin 2)
 stage "gallery network" import "${gallery[@]}" --out "$run/raw.onnx"
 stage "raw features" features --model "$run/raw.onnx" --photos data/scenes/train.csv --views $views \
     --out "$run/raw.safetensors"
@@ -37,9 +39,9 @@ resume=()
 if [ -e "$run/checkpoint.safetensors" ]; then resume=(--resume); fi
 # The closed form does nearly all of it; small steps from there (docs/accuracy.md has what was tried).
 stage "training" train --bundle "$bundle" --network efficientnet-lite0 \
-    --weights data/weights/efficientnet-lite0.pth --size 288 --photos data/scenes/train.csv \
+    --weights data/weights/efficientnet-lite0.pth --size 224 --margin 2 --photos data/scenes/train.csv \
     --val data/scenes/val.csv --views $views --embeddings "$run/embeddings.safetensors" --run "$run" \
-    --loss ours --steps 300 --warm-up 15 --lr 1e-4 --seed 1 "${resume[@]}"
+    --ridge 1,3,10,30 --loss ours --steps 300 --warm-up 15 --lr 1e-4 --seed 1 "${resume[@]}"
 stage "export" export --run "$run" --bundle "$bundle"
 
 {

@@ -61,13 +61,13 @@ fn check(python: &Python, model: &Path, own: Preprocessing) {
     check_to(python, model, own, COSINE_MIN);
 }
 
-/// At the network's own size, and at a smaller one that is not square.
+/// At the network's own size, and at a larger one that is not square.
 fn check_to(python: &Python, model: &Path, own: Preprocessing, cosine_min: f64) {
     let photos: Vec<_> = GroundTruth::read(&workspace::demo()).unwrap().queries;
     let photos = photos.iter().step_by(photos.len() / 6).take(6);
     let photos: Vec<_> =
         photos.map(|query| read_photo(&workspace::root().join(&query.photo)).unwrap()).collect();
-    for (width, height) in [(own.width, own.height), (192, 160)] {
+    for (width, height) in [(own.width, own.height), (own.width + 64, own.height)] {
         let preprocessing = Preprocessing { width, height, ..own };
         let tensors: Vec<Vec<f32>> = photos.iter().map(|photo| preprocessing.tensor(photo)).collect();
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -21,8 +21,8 @@ use crate::photos::Augmentation;
 use crate::preparation::{Labelled, Preparation, Teacher};
 use crate::training::{OptimizerName, Outcome, Run, TrainingConfig, TrainingSet, initialise};
 
-/// Steps of a run over steps of a run that only chooses a learning rate.
-const SEARCH_SHARE: u64 = 10;
+/// Steps of a run over steps of a run that only chooses a learning rate. A tenth favoured rates that a whole run scatters at.
+const SEARCH_SHARE: u64 = 3;
 
 /// What to compare, as a TOML file.
 #[derive(Debug, Clone, Deserialize)]
@@ -76,6 +76,9 @@ pub struct NetworkPlan {
     pub head_channels: Option<usize>,
     /// Rank of a low-rank projection.
     pub rank: Option<usize>,
+    /// Cells at each edge of the maps that pooling leaves out.
+    #[serde(default)]
+    pub margin: usize,
     /// What is trained on it.
     pub rows: Vec<RowPlan>,
 }
@@ -290,7 +293,7 @@ impl<'a> Bench<'a> {
         let architecture = network.architecture()?;
         let blueprint = Blueprint {
             network: architecture,
-            head: HeadConfig { channels: network.head_channels, rank: network.rank },
+            head: HeadConfig { channels: network.head_channels, rank: network.rank, margin: network.margin },
             norms: Norms::Folded,
             dimension: bundle.dimension,
         };

@@ -54,7 +54,9 @@ pub fn export<M: Module, const O: usize>(
     output: &str,
     forward: impl Fn(&M, Tensor<4>) -> Tensor<O>,
 ) -> Result<OnnxModel, OnnxError> {
-    let dims = [Dim::symbolic("N"), Dim::fixed(3), Dim::symbolic("H"), Dim::symbolic("W")];
+    // Large enough that the margins and scales of what is exported behave as they will on photos.
+    let side = |name| Dim::symbolic_with(name, [256, 512]);
+    let dims = [Dim::symbolic("N"), Dim::fixed(3), side("H"), side("W")];
     Ok(Exporter::new().input("image", dims).output(output).export(module, forward)?)
 }
 
@@ -170,14 +172,14 @@ mod tests {
         use crate::networks::{Blueprint, HeadConfig, Norms};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("query.onnx");
-        for (name, channels, rank) in [
-            ("mobilenet-v2-x0.25-s3", None, None),
-            ("mobilenet-v3-small-x0.25", Some(16), None),
-            ("shufflenet-v2-x0.2", None, Some(3)),
+        for (name, channels, rank, margin) in [
+            ("mobilenet-v2-x0.25-s3", None, None, 1),
+            ("mobilenet-v3-small-x0.25", Some(16), None, 0),
+            ("shufflenet-v2-x0.2", None, Some(3), 0),
         ] {
             let blueprint = Blueprint {
                 network: name.parse().unwrap(),
-                head: HeadConfig { channels, rank },
+                head: HeadConfig { channels, rank, margin },
                 norms: Norms::Folded,
                 dimension: 4,
             };

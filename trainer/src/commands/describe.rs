@@ -5,8 +5,8 @@ use std::io::Write;
 use anyhow::Result;
 use clap::Args;
 
-use super::parse_size;
-use crate::networks::{Architecture, Blueprint, HeadConfig, Norms};
+use super::{HeadOptions, parse_size};
+use crate::networks::{Architecture, Blueprint, Norms};
 
 /// Print parameters and multiply-adds of one network, part by part, or of all.
 #[derive(Debug, Args)]
@@ -19,12 +19,8 @@ pub struct Describe {
     /// Dimension of the space.
     #[arg(long, default_value_t = 256)]
     dimension: usize,
-    /// Channels of a fresh 1x1 convolution in the head.
-    #[arg(long)]
-    head_channels: Option<usize>,
-    /// Rank of a low-rank projection.
-    #[arg(long)]
-    rank: Option<usize>,
+    #[command(flatten)]
+    head: HeadOptions,
     /// JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -70,11 +66,6 @@ impl Describe {
     }
 
     fn blueprint(&self, network: Architecture) -> Blueprint {
-        Blueprint {
-            network,
-            head: HeadConfig { channels: self.head_channels, rank: self.rank },
-            norms: Norms::Folded,
-            dimension: self.dimension,
-        }
+        Blueprint { network, head: self.head.config(), norms: Norms::Folded, dimension: self.dimension }
     }
 }

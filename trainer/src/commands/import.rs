@@ -8,8 +8,8 @@ use clap::Args;
 use glimpse_embedder::{ModelMetadata, Preprocessing, Role};
 
 use super::bundle::{WhiteningOptions, write_bundle};
-use super::parse_size;
-use crate::networks::{Architecture, EmbeddingNetwork, GalleryNetwork, load_pretrained};
+use super::{parse_scale, parse_size};
+use crate::networks::{Architecture, EmbeddingNetwork, GalleryNetwork, Looks, load_pretrained};
 use crate::onnx;
 
 /// Make a gallery model (or a raw feature model) from pretrained weights.
@@ -22,9 +22,23 @@ pub struct Import {
     /// Its PyTorch checkpoint.
     #[arg(long, required = true)]
     weights: Vec<PathBuf>,
+    /// How much each network says, where they are joined: one number each, 1 by default.
+    #[arg(long, value_delimiter = ',', value_parser = parse_scale)]
+    member_weights: Vec<f64>,
     /// Side of the input, a multiple of 32: larger is slower and finds more.
     #[arg(long, default_value_t = 288, value_parser = parse_size)]
     size: u32,
+    /// Cells at each edge of the maps that pooling leaves out: what a photo is of stands about its middle. A map has a cell
+    /// for every 32 pixels.
+    #[arg(long, default_value_t = 0, value_name = "CELLS")]
+    margin: usize,
+    /// Factors of the size at which the network looks; its features are averaged. Each is exact in 32 bits, and times --size a
+    /// multiple of 32.
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0], value_parser = parse_scale)]
+    scales: Vec<f64>,
+    /// Look at the mirrored photo too.
+    #[arg(long)]
+    mirrored: bool,
     /// The ONNX file; with --whiten its folder becomes (or stays) a space bundle.
     #[arg(long)]
     out: PathBuf,
@@ -41,6 +55,15 @@ impl Import {
     /// # Errors
     /// With what failed.
     pub(super) fn run(&self) -> Result<()> {
+        for &scale in &self.scales {
+            let side = f64::from(self.size) * scale;
+            ensure!(
+                side % 32.0 == 0.0 && f64::from(scale as f32).to_bits() == scale.to_bits(),
+                "at scale {scale} a side of {} px becomes {side}: each scale has to be exact in 32 bits, as 0.75 is, and give a \
+                 multiple of 32",
+                self.size
+            );
+        }
         let device = Device::flex();
         let network = self.load(&device)?;
         let channels = GalleryNetwork::feature_channels(&self.network);
@@ -70,9 +93,22 @@ impl Import {
             self.weights.len()
         );
         let members = self.network.iter().zip(&self.weights);
-        let members = members
-            .map(|(&network, weights)| load_pretrained(network, weights, device).map(EmbeddingNetwork::fold));
-        Ok(GalleryNetwork::new(members.collect::<Result<Vec<_>, _>>()?))
+        let members = members.map(|(&network, weights)| {
+            let EmbeddingNetwork { backbone, head } = load_pretrained(network, weights, device)?.fold();
+            Ok(EmbeddingNetwork { backbone, head: head.with_margin(self.margin) })
+        });
+        let looks = Looks { scales: self.scales.clone(), mirrored: self.mirrored };
+        let network = GalleryNetwork::new(members.collect::<Result<Vec<_>>>()?).with_looks(looks);
+        if self.member_weights.is_empty() {
+            return Ok(network);
+        }
+        ensure!(
+            self.member_weights.len() == self.network.len(),
+            "{} networks and {} --member-weights were given: each network needs its own",
+            self.network.len(),
+            self.member_weights.len()
+        );
+        Ok(network.with_member_weights(self.member_weights.clone()))
     }
 
     /// One image goes into all networks, so they have to want the same of it.

@@ -25,6 +25,7 @@ use glimpse_embedder::Preprocessing;
 
 use crate::features::Sight;
 use crate::files::read;
+use crate::networks::HeadConfig;
 
 /// The commands, in the order of a first run.
 #[derive(Debug, Subcommand)]
@@ -108,6 +109,27 @@ struct SightOptions {
 impl SightOptions {
     fn sight(&self) -> Sight {
         Sight { scales: self.scales.clone(), longest_side: self.longest_side }
+    }
+}
+
+/// What stands between a query network's maps and the shared space.
+#[derive(Debug, Args)]
+struct HeadOptions {
+    /// Channels of a fresh 1x1 convolution in the head (the paper's head has D); the network's own is kept by default.
+    #[arg(long)]
+    head_channels: Option<usize>,
+    /// A lighter projection: two matrices of this rank.
+    #[arg(long)]
+    rank: Option<usize>,
+    /// Cells at each edge of the maps that pooling leaves out: what a photo is of stands about its middle. A map has a cell
+    /// for every 32 pixels. The paper's head leaves out none.
+    #[arg(long, default_value_t = 0, value_name = "CELLS")]
+    margin: usize,
+}
+
+impl HeadOptions {
+    fn config(&self) -> HeadConfig {
+        HeadConfig { channels: self.head_channels, rank: self.rank, margin: self.margin }
     }
 }
 

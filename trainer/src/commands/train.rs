@@ -11,11 +11,11 @@ use glimpse_embedder::SpaceBundle;
 use glimpse_quantizer::Codebook;
 use serde::{Deserialize, Serialize};
 
-use super::{parse_scale, parse_size, revision};
+use super::{HeadOptions, parse_scale, parse_size, revision};
 use crate::features::Sight;
 use crate::files::{read, write_whole};
 use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
-use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms};
+use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, Norms};
 use crate::photos::Augmentation;
 use crate::preparation::{Labelled, Preparation, Teacher};
 use crate::training::{OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, read_metrics};
@@ -70,12 +70,8 @@ pub struct Train {
     /// Batch norms: folded (frozen statistics) or live.
     #[arg(long, default_value = "folded")]
     norms: NormsName,
-    /// Channels of a fresh 1x1 convolution in the head (the paper's head has D); the network's own is kept by default.
-    #[arg(long)]
-    head_channels: Option<usize>,
-    /// A lighter projection: two matrices of this rank.
-    #[arg(long)]
-    rank: Option<usize>,
+    #[command(flatten)]
+    head: HeadOptions,
     /// The first projection: ridge regression in closed form, or random.
     #[arg(long, default_value = "ridge")]
     init: Init,
@@ -287,8 +283,14 @@ impl Train {
             let network = match self.init {
                 Init::Random => network,
                 Init::Ridge => {
-                    let (network, ridge, scores) =
-                        initialise(&network, frozen, self.rank, &set, &validation, &self.ridge)?;
+                    let (network, ridge, scores) = initialise(
+                        &network,
+                        frozen,
+                        settings.blueprint.head.rank,
+                        &set,
+                        &validation,
+                        &self.ridge,
+                    )?;
                     tracing::info!("closed form with ridge {ridge}: validation mAP {:.4}", scores.map);
                     network
                 }
@@ -346,7 +348,7 @@ impl Train {
         ensure!(self.views >= 1 && self.batch >= 1, "--views and --batch must be at least 1");
         ensure!(self.accumulate >= 1, "--accumulate must be at least 1");
         ensure!(
-            self.rank != Some(0) && self.head_channels != Some(0),
+            self.head.rank != Some(0) && self.head.head_channels != Some(0),
             "--rank and --head-channels must be at least 1"
         );
         ensure!((0.0..1.0).contains(&self.ema), "--ema must be at least 0 and below 1");
@@ -403,7 +405,7 @@ impl Train {
             ridge: self.ridge.clone(),
             blueprint: Blueprint {
                 network: self.network,
-                head: HeadConfig { channels: self.head_channels, rank: self.rank },
+                head: self.head.config(),
                 norms: self.norms.into(),
                 dimension: bundle.dimension,
             },

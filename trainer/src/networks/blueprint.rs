@@ -59,6 +59,7 @@ impl Blueprint {
             Some(channels) => Head::fresh(self.network.plan().map_channels(), channels, device),
             None => head,
         };
+        let head = head.with_margin(self.head.margin);
         let head = head.project_at_random(self.dimension, self.head.rank, device);
         EmbeddingNetwork { backbone, head }
     }
@@ -73,7 +74,7 @@ impl Blueprint {
         let weights = self.head.projection_weights(conv.channels_out, self.dimension);
         let name = |i: usize| if i == 0 { "stem".to_owned() } else { format!("stage {i}") };
         let mut costs: Vec<_> = stages.iter().enumerate().map(|(i, (cost, _))| (name(i), *cost)).collect();
-        costs.push(("head convolution".to_owned(), Plan::conv_cost(&conv, map_side)));
+        costs.push(("head convolution".to_owned(), Plan::conv_cost(&conv, self.head.pooled_side(map_side))));
         let projection = Cost { parameters: weights + self.dimension, multiply_adds: weights as u64 };
         costs.push(("projection".to_owned(), projection));
         costs
@@ -112,7 +113,7 @@ mod tests {
             ("miniature-s4", Some(24), Some(3)),
             ("shufflenet-v2-x0.2-s1", None, Some(2)),
         ] {
-            let head = HeadConfig { channels, rank };
+            let head = HeadConfig { channels, rank, margin: 1 };
             let blueprint =
                 Blueprint { network: name.parse().unwrap(), head, norms: Norms::Folded, dimension: 6 };
             let network = blueprint.at_random(&Device::flex());

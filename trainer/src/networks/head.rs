@@ -26,6 +26,11 @@ pub struct HeadConfig {
     pub channels: Option<usize>,
     /// Two matrices of this rank in place of one, where given.
     pub rank: Option<usize>,
+    /// Cells at each edge of the maps that pooling leaves out. What a photo is of stands about its middle, and cells at
+    /// the edge see the scene around it, and padding. A hard form of SPoC's centring prior (Babenko and Lempitsky, ICCV
+    /// 2015, section 3.2); 0 is the paper's head.
+    #[serde(default)]
+    pub margin: usize,
 }
 
 /// Maps `[N, C, h, w]` to unit vectors.
@@ -41,6 +46,9 @@ pub struct Head {
     pub(super) linear: Option<Linear>,
     #[module(skip)]
     activation: Activation,
+    /// See [`HeadConfig::margin`].
+    #[module(skip)]
+    margin: usize,
 }
 
 impl Head {
@@ -59,12 +67,18 @@ impl Head {
     }
 
     fn of(ConvNorm { conv, norm }: ConvNorm, activation: Activation) -> Self {
-        Self { conv, norm, reduce: None, linear: None, activation }
+        Self { conv, norm, reduce: None, linear: None, activation, margin: 0 }
+    }
+
+    /// The same head, which leaves out so many cells at each edge of the maps.
+    pub fn with_margin(self, margin: usize) -> Self {
+        Self { margin, ..self }
     }
 
     /// Maps `[N, C, h, w]` to unit features `[N, channels]`: everything before the projection.
     pub fn pool(&self, maps: Tensor<4>) -> Tensor<2> {
-        let maps = self.conv.forward(maps);
+        // Before the convolution, which sees one cell at a time, so that nothing is computed for the edges.
+        let maps = self.conv.forward(middle(maps, self.margin));
         let maps = match &self.norm {
             Some(norm) => norm.forward(maps),
             None => maps,
@@ -158,6 +172,11 @@ impl HeadConfig {
         }
     }
 
+    /// Side of what is pooled of maps of side `side`.
+    pub fn pooled_side(self, side: usize) -> usize {
+        side - 2 * inset(side, self.margin)
+    }
+
     /// Weights (and bias) of its projection to `dimension`; as many multiply-adds as weights.
     pub fn projection_weights(self, channels: usize, dimension: usize) -> usize {
         self.rank.map_or(channels * dimension, |rank| channels * rank + rank * dimension)
@@ -200,6 +219,21 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.try_into_vec_as::<f32>().expect("the tensors here are float tensors")
 }
 
+/// Maps without `margin` cells at each edge.
+fn middle(maps: Tensor<4>, margin: usize) -> Tensor<4> {
+    if margin == 0 {
+        return maps;
+    }
+    let [n, channels, height, width] = maps.dims();
+    let kept = |side| inset(side, margin)..side - inset(side, margin);
+    maps.slice([0..n, 0..channels, kept(height), kept(width)])
+}
+
+/// The margin on a map of this side, which leaves a cell (two, of an even side) at least.
+fn inset(side: usize, margin: usize) -> usize {
+    margin.min(side.saturating_sub(1) / 2)
+}
+
 /// Generalised mean with p = 3 over height and width: positive maps `[N, C, h, w]` to `[N, C]`.
 pub fn gem(maps: Tensor<4>) -> Tensor<2> {
     // Two products, not a power: the same in every runtime, and several times faster in most.
@@ -227,6 +261,17 @@ mod tests {
         let pooled = values(gem(maps));
         let expected = (100.0_f32 / 4.0).cbrt();
         assert!((pooled[0] - expected).abs() < 1e-5 && (pooled[1] - 5.0).abs() < 1e-5, "{pooled:?}");
+    }
+
+    #[test]
+    fn a_margin_leaves_the_middle_and_never_nothing() {
+        let device = Device::flex();
+        let maps = Tensor::arange(0..20, &device).float().reshape([1, 1, 4, 5]);
+        assert_eq!(values(middle(maps.clone(), 1)), [6.0, 7.0, 8.0, 11.0, 12.0, 13.0]);
+        assert_eq!(values(middle(maps.clone(), 9)), [7.0, 12.0], "one cell of five, two of four");
+        assert_eq!(values(middle(maps.clone(), 0)), values(maps));
+        let config = HeadConfig { margin: 2, ..HeadConfig::default() };
+        assert_eq!([9, 5, 4, 1].map(|side| config.pooled_side(side)), [5, 1, 2, 1]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use architecture::{Architecture, Family};
 pub use backbone::{Backbone, EmbeddingNetwork, Frozen};
 pub use blocks::{Activation, Block, ConvNorm, MbConv, ShuffleUnit, SqueezeExcitation};
 pub use blueprint::{Blueprint, Norms};
-pub use gallery::GalleryNetwork;
+pub use gallery::{GalleryNetwork, Looks};
 pub(crate) use head::values;
 pub use head::{Head, HeadConfig, gem, unit};
 pub use parameters::{Parameters, ParametersError, group};
