@@ -19,7 +19,7 @@ use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
 use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms, Parameters};
 use crate::photos::Augmentation;
 use crate::preparation::{Labelled, Preparation, Teacher};
-use crate::training::{OptimizerName, Outcome, Run, TrainingConfig, TrainingSet, initialise};
+use crate::training::{Arithmetic, OptimizerName, Outcome, Run, TrainingConfig, TrainingSet, initialise};
 
 /// Steps of a run over steps of a run that only chooses a learning rate. A tenth favoured rates that a whole run scatters at.
 const SEARCH_SHARE: u64 = 3;
@@ -396,6 +396,7 @@ impl<'a> Bench<'a> {
             weight_decay: self.plan.weight_decay,
             ema: 0.0,
             seed,
+            arithmetic: Arithmetic::F32,
         }
     }
 }

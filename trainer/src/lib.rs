@@ -11,9 +11,10 @@
 //! 6. [`onnx`]: networks to files, checked against the module; [`adoption`]: gallery models that others made.
 //! 7. [`int8`]: a query network with int8 weights and activations, calibrated on photos and compared on others.
 //! 8. [`comparison`]: the benchmark of accuracy.
-//! 9. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
+//! 9. [`device`]: what networks train on, by name.
+//! 10. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
 //!
-//! Only `networks`, `losses`, `training` and `onnx` know Burn. Photos are embedded by tract through
+//! Only `networks`, `losses`, `training`, `device` and `onnx` know Burn. Photos are embedded by tract through
 //! `glimpse-embedder`, the teacher's and the frozen backbone's too: it is several times faster than Burn on
 //! processors, and it is what runs in the field.
 //!
@@ -22,6 +23,7 @@
 pub mod adoption;
 pub mod commands;
 pub mod comparison;
+pub mod device;
 pub mod evaluation;
 pub mod features;
 pub mod files;

@@ -13,8 +13,8 @@ use glimpse_trainer::networks::{
     Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms, Parameters,
 };
 use glimpse_trainer::training::{
-    Inputs, OptimizerName, Report, Run, TrainingConfig, TrainingError, TrainingSet, Validation, initialise,
-    read_best, read_metrics,
+    Arithmetic, Inputs, OptimizerName, Report, Run, TrainingConfig, TrainingError, TrainingSet, Validation,
+    initialise, read_best, read_metrics,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -88,6 +88,7 @@ fn config() -> TrainingConfig {
         weight_decay: 0.01,
         ema: 0.0,
         seed: 7,
+        arithmetic: Arithmetic::F32,
     }
 }
 
@@ -174,6 +175,44 @@ fn a_stopped_and_resumed_run_equals_one_that_was_not() {
 fn so_it_does_with_sgd_a_moving_average_and_live_norms() {
     let config = TrainingConfig { optimizer: OptimizerName::Sgd, ema: 0.9, learning_rate: 0.1, ..config() };
     check_resume(&config, Norms::Live);
+}
+
+#[test]
+fn so_it_does_with_half_precision_and_its_scale_of_the_loss() {
+    check_resume(&TrainingConfig { arithmetic: Arithmetic::F16, ..config() }, Norms::Folded);
+}
+
+/// On the processor no one would train in half precision, but it computes it, and so shows what casts do.
+#[test]
+fn a_step_in_half_precision_goes_where_one_in_full_precision_goes() {
+    let step = |arithmetic| -> Vec<f64> {
+        let folder = tempfile::tempdir().unwrap();
+        let config = TrainingConfig {
+            steps: 1,
+            batch: VIEWS,
+            warm_up: 0,
+            optimizer: OptimizerName::Sgd,
+            arithmetic,
+            ..config()
+        };
+        let start = network(20, Norms::Live);
+        let numbers = |parameters: &Parameters| -> Vec<f64> {
+            let bytes = parameters.tensors().into_iter().flat_map(|(.., bytes)| bytes).collect::<Vec<u8>>();
+            bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+        };
+        let before = numbers(&Parameters::of(&start));
+        let run = |run: &Run| run.start(start, &AtomicBool::new(false)).unwrap().last;
+        let after = numbers(&with_run(folder.path(), &config, run));
+        after.iter().zip(&before).map(|(after, before)| after - before).collect()
+    };
+    let full = step(Arithmetic::F32);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    // Relative rounding of 2^-11 and 2^-8, through the three blocks that learn and back.
+    for (arithmetic, cosine_min) in [(Arithmetic::F16, 0.9999), (Arithmetic::Bf16, 0.99)] {
+        let half = step(arithmetic);
+        let cosine = dot(&full, &half) / (dot(&full, &full) * dot(&half, &half)).sqrt();
+        assert!(cosine > cosine_min && half != full, "{arithmetic:?}: {cosine}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod bench;
 mod bundle;
 mod compare;
 mod describe;
+mod devices;
 mod eval;
 mod export;
 mod features;
@@ -32,6 +33,8 @@ use crate::networks::HeadConfig;
 pub enum Command {
     /// Print parameters and multiply-adds of the networks.
     Describe(describe::Describe),
+    /// List what networks can train on, and what this machine has of it.
+    Devices(devices::Devices),
     /// Make a gallery model (or a raw feature model) from pretrained weights.
     Import(import::Import),
     /// Make a gallery model of any ONNX network that turns an image into a vector.
@@ -60,7 +63,7 @@ pub enum Command {
     Quantize(quantize::Quantize),
     /// Train every loss of a plan from the same start, and compare them on test photos.
     Compare(compare::Compare),
-    /// Measure photos a second: the data loader alone, and whole networks in training.
+    /// Measure photos a second: the data loader alone, and whole networks in training, on any device.
     Bench(bench::Bench),
     /// Measure gallery and query network on labelled photos.
     ///
@@ -77,6 +80,7 @@ impl Command {
     pub fn run(&self, stop: &AtomicBool) -> Result<()> {
         match self {
             Self::Describe(command) => command.run(),
+            Self::Devices(command) => command.run(),
             Self::Import(command) => command.run(),
             Self::Adopt(command) => command.run(),
             Self::Features(command) => command.run(stop),

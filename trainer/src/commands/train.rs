@@ -12,13 +12,16 @@ use glimpse_quantizer::Codebook;
 use serde::{Deserialize, Serialize};
 
 use super::{HeadOptions, parse_scale, parse_size, revision};
+use crate::device::{DeviceName, Precision};
 use crate::features::Sight;
 use crate::files::{read, write_whole};
 use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
-use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, Norms};
+use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, Norms, Parameters};
 use crate::photos::Augmentation;
 use crate::preparation::{Labelled, Preparation, Teacher};
-use crate::training::{OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, read_metrics};
+use crate::training::{
+    Arithmetic, OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, read_metrics,
+};
 
 /// Train a query network.
 #[derive(Debug, Args)]
@@ -126,6 +129,12 @@ pub struct Train {
     /// Seed of views, batches and random weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// cpu, wgpu, vulkan, metal, cuda or rocm, of those that are built in: `glimpse-trainer devices` lists them.
+    #[arg(long, default_value_t = DeviceName::by_default())]
+    device: DeviceName,
+    /// mixed: convolutions in 16 bits (bf16, or f16 with a scaled loss), weights and losses in 32; on GPUs.
+    #[arg(long, default_value = "full")]
+    precision: Precision,
     /// Continue the run folder's checkpoint.
     #[arg(long)]
     resume: bool,
@@ -196,6 +205,7 @@ pub(super) struct Settings {
 #[derive(Serialize)]
 struct Record<'a> {
     revision: String,
+    device: &'static str,
     photos: &'a Path,
     validation: &'a Path,
     weights: Option<&'a Path>,
@@ -208,14 +218,18 @@ impl Train {
     /// # Errors
     /// With what failed, and after Ctrl-C with how to go on.
     pub(super) fn run(&self, stop: &AtomicBool) -> Result<()> {
+        let device = self.device.open()?;
+        let arithmetic = self.device.arithmetic(&device, self.precision)?;
+        if self.resume {
+            self.device.check_resume()?;
+        }
         let bundle = SpaceBundle::load(&self.bundle)?;
         let codebook = codebook_of(&bundle)?;
-        let settings = self.settings(&bundle)?;
+        let settings = self.settings(&bundle, arithmetic)?;
         let settings_json = serde_json::to_value(&settings)?;
         std::fs::create_dir_all(&self.run).with_context(|| format!("cannot make {}", self.run.display()))?;
 
-        let device = Device::flex();
-        let network = self.network(&settings, &device)?;
+        let network = self.network(&settings)?;
         let frozen = settings.frozen();
         let cache = self.run.join("cache");
         let teacher = Teacher {
@@ -253,6 +267,7 @@ impl Train {
             symmetric.recall_at_1
         );
 
+        let network = self.move_to(&device, network, &settings)?;
         let bank = |count| set.bank(count, self.seed);
         let losses = settings.loss.terms(&codebook, bank, &device.clone().autodiff());
         let run = Run {
@@ -300,12 +315,26 @@ impl Train {
         self.report(&settings, &outcome, symmetric.map)
     }
 
-    fn network(&self, settings: &Settings, device: &Device) -> Result<EmbeddingNetwork> {
+    /// On the processor, so that one seed gives one network on every device.
+    fn network(&self, settings: &Settings) -> Result<EmbeddingNetwork> {
+        let device = Device::flex();
         device.seed(self.seed);
         Ok(match &self.weights {
-            Some(weights) => settings.blueprint.pretrained(weights, device)?,
-            None => settings.blueprint.at_random(device),
+            Some(weights) => settings.blueprint.pretrained(weights, &device)?,
+            None => settings.blueprint.at_random(&device),
         })
+    }
+
+    fn move_to(
+        &self,
+        device: &Device,
+        network: EmbeddingNetwork,
+        settings: &Settings,
+    ) -> Result<EmbeddingNetwork> {
+        if self.device == DeviceName::Cpu {
+            return Ok(network);
+        }
+        Ok(Parameters::of(&network).apply(settings.blueprint.at_random(device))?)
     }
 
     fn report(&self, settings: &Settings, outcome: &Outcome, symmetric_map: f64) -> Result<()> {
@@ -344,7 +373,7 @@ impl Train {
         Ok(())
     }
 
-    fn settings(&self, bundle: &SpaceBundle) -> Result<Settings> {
+    fn settings(&self, bundle: &SpaceBundle, arithmetic: Arithmetic) -> Result<Settings> {
         ensure!(self.views >= 1 && self.batch >= 1, "--views and --batch must be at least 1");
         ensure!(self.accumulate >= 1, "--accumulate must be at least 1");
         ensure!(
@@ -424,6 +453,7 @@ impl Train {
                 weight_decay: self.weight_decay,
                 ema: self.ema,
                 seed: self.seed,
+                arithmetic,
             },
         })
     }
@@ -431,6 +461,7 @@ impl Train {
     fn record(&self, settings: &Settings) -> Result<()> {
         let record = Record {
             revision: revision(),
+            device: self.device.name(),
             photos: &self.photos,
             validation: &self.val,
             weights: self.weights.as_deref(),

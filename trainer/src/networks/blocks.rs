@@ -3,7 +3,9 @@
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, PaddingConfig2d};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::plan::{ConvPlan, MbConvPlan, ShufflePlan};
 
@@ -51,9 +53,10 @@ impl ConvNorm {
     }
 
     pub(super) fn forward(&self, maps: Tensor<4>) -> Tensor<4> {
-        let maps = self.conv.forward(maps);
+        let maps = convolve(&self.conv, maps);
         match &self.norm {
-            Some(norm) => norm.forward(maps),
+            // In 32 bits, whatever the maps have: the statistics are sums over a batch.
+            Some(norm) => in_f32(maps, |maps| norm.forward(maps)),
             None => maps,
         }
     }
@@ -73,6 +76,27 @@ impl ConvNorm {
         conv.bias = Some(Param::from_tensor(bias));
         Self { conv, norm: None }
     }
+}
+
+/// A convolution in the number format of its input: the weights are kept in 32 bits, and cast where the maps have 16.
+pub(super) fn convolve(conv: &Conv2d, maps: Tensor<4>) -> Tensor<4> {
+    let format = maps.dtype();
+    if format == DType::F32 {
+        return conv.forward(maps);
+    }
+    let PaddingConfig2d::Explicit(top, left, bottom, right) = conv.padding else {
+        unreachable!("`padding` makes no other");
+    };
+    let padding = [(top, bottom), (left, right)];
+    let options = ConvOptions::new_with_padding(conv.stride, padding, conv.dilation, conv.groups);
+    let bias = conv.bias.as_ref().map(|bias| bias.val().cast(format));
+    conv2d(maps, conv.weight.val().cast(format), bias, options)
+}
+
+/// `act` in 32 bits, and back to what the maps had. No more than `act` where they have 32.
+fn in_f32(maps: Tensor<4>, act: impl FnOnce(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+    let format = maps.dtype();
+    act(maps.cast(DType::F32)).cast(format)
 }
 
 /// The story of the two paddings is in [`Padding`].
@@ -174,7 +198,8 @@ pub struct SqueezeExcitation {
 
 impl SqueezeExcitation {
     fn forward(&self, maps: Tensor<4>) -> Tensor<4> {
-        let mean = maps.clone().mean_dim(3).mean_dim(2);
+        // A sum over a large map leaves the range of 16-bit floats.
+        let mean = in_f32(maps.clone(), |maps| maps.mean_dim(3).mean_dim(2));
         let inner = Activation::Relu.forward(self.down.forward(mean));
         let scale = ((self.up.forward(inner) + 3.0) / 6.0).clamp(0.0, 1.0);
         maps * scale

@@ -3,11 +3,11 @@
 use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, LinearConfig};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{Activation, ConvNorm};
+use super::blocks::{Activation, ConvNorm, convolve};
 use super::plan::{ConvPlan, Padding, Plan};
 use crate::projection::Projection;
 
@@ -77,8 +77,9 @@ impl Head {
 
     /// Maps `[N, C, h, w]` to unit features `[N, channels]`: everything before the projection.
     pub fn pool(&self, maps: Tensor<4>) -> Tensor<2> {
-        // Before the convolution, which sees one cell at a time, so that nothing is computed for the edges.
-        let maps = self.conv.forward(middle(maps, self.margin));
+        // The middle before the convolution, which sees one cell at a time, so that nothing is computed for the edges. From
+        // here on in 32 bits: cubes and GeM's floor leave the range of 16-bit floats.
+        let maps = convolve(&self.conv, middle(maps, self.margin)).cast(DType::F32);
         let maps = match &self.norm {
             Some(norm) => norm.forward(maps),
             None => maps,

@@ -1,4 +1,4 @@
-//! The networks, as Burn modules: only this folder, `losses`, `training` and `onnx` know Burn.
+//! The networks, as Burn modules: only this folder, `losses`, `training`, `device` and `onnx` know Burn.
 //!
 //! An [`EmbeddingNetwork`] is a [`Backbone`] in stages and a [`Head`], and the query network is one:
 //!

@@ -8,6 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::TrainingError;
+use super::arithmetic::LossScale;
 use crate::files::{FileError, read, write_whole};
 use crate::networks::Parameters;
 
@@ -20,6 +21,9 @@ pub(super) struct State {
     pub(super) best_map: f64,
     /// The step that it is from.
     pub(super) best_step: u64,
+    /// Of runs in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) loss_scale: Option<LossScale>,
     /// All settings of the run.
     pub(super) settings: serde_json::Value,
 }

@@ -10,6 +10,7 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamWConfig, ModuleOptimizer, SgdConfig};
 use serde::{Deserialize, Serialize};
 
+use super::arithmetic::Arithmetic;
 use crate::networks::group;
 
 /// Gradients of a parameter are scaled down to this norm: far above what a healthy step has.
@@ -69,6 +70,9 @@ pub struct TrainingConfig {
     pub ema: f64,
     /// Seed of the order of batches, and of whatever else a run draws.
     pub seed: u64,
+    /// Of convolutions.
+    #[serde(default, skip_serializing_if = "Arithmetic::is_full")]
+    pub arithmetic: Arithmetic,
 }
 
 impl TrainingConfig {

@@ -62,6 +62,14 @@ pub enum TrainingError {
         /// What it became.
         loss: f32,
     },
+    /// The gradients left 16-bit floats.
+    #[error(
+        "the gradients of step {step} do not fit 16-bit floats: use --precision full, or a smaller learning rate"
+    )]
+    Overflow {
+        /// In which step.
+        step: u64,
+    },
     /// Nothing to train on.
     #[error("there is nothing to train on: {0}")]
     NoData(&'static str),

@@ -12,6 +12,7 @@
 //! The order of batches depends on seed and epoch only, so a run that was stopped and resumed goes through the
 //! same numbers as one that was not.
 
+mod arithmetic;
 mod checkpoint;
 mod config;
 mod data;
@@ -19,6 +20,7 @@ mod error;
 mod report;
 mod validation;
 
+pub use arithmetic::Arithmetic;
 pub use config::{OptimizerName, TrainingConfig};
 pub use data::{Batch, Inputs, Order, Prefetch, TrainingSet};
 pub use error::TrainingError;
@@ -90,7 +92,8 @@ impl Run<'_> {
     pub fn start(&self, network: EmbeddingNetwork, stop: &AtomicBool) -> Result<Outcome, TrainingError> {
         let parameters = Parameters::of(&network);
         let best_map = self.validation.scores(&network, self.frozen)?.map;
-        let state = State { step: 0, best_map, best_step: 0, settings: self.settings.clone() };
+        let loss_scale = self.config.arithmetic.loss_scale();
+        let state = State { step: 0, best_map, best_step: 0, loss_scale, settings: self.settings.clone() };
         let start = Checkpoint {
             average: (self.config.ema > 0.0).then(|| parameters.clone()),
             network: parameters,
@@ -142,8 +145,9 @@ impl Run<'_> {
                     self.config.warm_up,
                     self.config.steps,
                 );
-                let gradients = self.gradients(&network, &mut batches, &mut sums, state.step)?;
-                network = optimizer.step(rate, network, gradients);
+                if let Some(gradients) = self.gradients(&network, &mut batches, &mut sums, &mut state)? {
+                    network = optimizer.step(rate, network, gradients);
+                }
                 state.step += 1;
                 if let Some(average) = &mut average {
                     average.average(&current(&network), self.ema_decay(state.step));
@@ -220,25 +224,31 @@ impl Run<'_> {
         self.config.ema.min((1 + step) as f64 / (10 + step) as f64) as f32
     }
 
-    /// Gradients of one step, over all its batches.
+    /// Gradients of one step, over all its batches; none where they overflowed, which the scale of the loss then mends.
     fn gradients(
         &self,
         network: &EmbeddingNetwork,
         batches: &mut Prefetch,
         sums: &mut Sums,
-        step: u64,
-    ) -> Result<GradientsParams, TrainingError> {
+        state: &mut State,
+    ) -> Result<Option<GradientsParams>, TrainingError> {
         let count = self.config.accumulate.max(1);
         let mut accumulator = GradientsAccumulator::new();
         for _ in 0..count {
-            let total = self.loss(network, batches.next_batch()?, sums, step)? / f64::from(count);
-            let gradients = GradientsParams::from_grads(total.backward(), network);
-            if count == 1 {
-                return Ok(gradients);
+            let mut total = self.loss(network, batches.next_batch()?, sums, state.step)? / f64::from(count);
+            if let Some(scale) = &state.loss_scale {
+                total = total * scale.factor;
             }
+            let gradients = GradientsParams::from_grads(total.backward(), network);
             accumulator.accumulate(network, gradients);
         }
-        Ok(accumulator.grads())
+        let gradients = accumulator.grads();
+        match &mut state.loss_scale {
+            None => Ok(Some(gradients)),
+            Some(scale) => {
+                scale.unscale(network, gradients).map_err(|_| TrainingError::Overflow { step: state.step })
+            }
+        }
     }
 
     fn loss(
@@ -249,7 +259,8 @@ impl Run<'_> {
         step: u64,
     ) -> Result<Tensor<1>, TrainingError> {
         let device = self.device.clone().autodiff();
-        let student = network.forward_after(self.frozen, Tensor::from_data(batch.input, &device));
+        let input = self.config.arithmetic.cast(Tensor::from_data(batch.input, &device));
+        let student = network.forward_after(self.frozen, input);
         let teacher = Tensor::<2>::from_data(batch.teacher, &device);
         let mut total: Option<Tensor<1>> = None;
         for (i, (weight, loss)) in self.losses.iter().enumerate() {
