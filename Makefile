@@ -6,10 +6,13 @@ PYTHON ?= python3
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/glimpse
 export GLIMPSE_PYTHON_PACKAGES := $(CACHE)/python
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Burn's GPU crates are built again for each set of features, so each has a folder of its own.
+GPU ?= cuda
+GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint data weights train-demo bench-accuracy python-packages clean
+.PHONY: help demo test test-gpu lint data weights train-demo bench-accuracy bench-gpu python-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,6 +26,9 @@ test: python-packages weights ## every test: units, programs end to end, a forei
 	$(PYTHON) -m unittest discover -s tools/data -p 'test_*.py'
 	$(CARGO) build --release --workspace --bins --tests
 	$(CARGO) test --release --workspace --no-fail-fast
+
+test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
+	CARGO_TARGET_DIR=$(GPU_TARGET) CARGO="$(CARGO)" trainer/test-gpu.sh
 
 lint: ## clippy on everything
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
@@ -41,6 +47,18 @@ train-demo: ## train the space of models/demo again from the pretrained weights 
 bench-accuracy: ## compare SSP, its rivals and ours (after `make data`; about three hours on two cores; resumes)
 	$(CARGO) build --release -p glimpse-trainer
 	$(TARGET)/release/glimpse-trainer compare --plan trainer/accuracy.toml --out target/reports/accuracy.json --page docs/accuracy.md
+
+bench-gpu: $(CACHE)/torch/.installed ## photos a second on a GPU beside PyTorch's, into target/reports/gpu.json (GPU=cuda, rocm, vulkan, metal or wgpu)
+	CARGO_TARGET_DIR=$(GPU_TARGET)-$(GPU) $(CARGO) build --release -p glimpse-trainer --features $(GPU),tuned
+	PYTHON=$(PYTHON) PYTHONPATH=$(CACHE)/torch $(GPU_TARGET)-$(GPU)/release/glimpse-trainer bench --device $(GPU) --all-networks \
+		--size 224,512 --precision full,mixed --batch 32 --warm-up 5 --batches 20 --peer trainer/tests/python/speed.py \
+		--out target/reports/gpu.json
+
+# The wheels are of NVIDIA's CUDA; for another GPU install its PyTorch there first.
+$(CACHE)/torch/.installed: trainer/tests/python/torch.txt
+	@mkdir -p $(CACHE)/torch
+	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(CACHE)/torch -r $<
+	@cp $< $@
 
 # Foreign parts that our programs are tested against: an MQTT client and an ONNX engine that are not ours.
 python-packages: $(CACHE)/python/.installed

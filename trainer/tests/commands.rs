@@ -2,77 +2,24 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use burn_onnx_export::proto::{DimensionValue, GraphProto};
 use glimpse_trainer::features::Features;
 use glimpse_trainer::networks::{Architecture, GalleryNetwork};
 use glimpse_trainer::onnx;
-use image::{Rgb, RgbImage};
 
 mod common;
+use common::place::{Place, draw};
 use common::weights_of;
 
 const SIDE: &str = "64";
-
-/// A folder in which the commands run.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn run(&self, args: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_glimpse-trainer"));
-        command.current_dir(self.0.path()).args(args.split_whitespace()).output().unwrap()
-    }
-
-    /// Runs a command that has to succeed; returns what it writes to standard output.
-    fn good(&self, args: &str) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Runs a command that has to fail with these words.
-    fn bad(&self, args: &str, words: &str) {
-        let output = self.run(args);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{args}: {said}");
-        assert!(said.contains(words) && !said.contains("panicked at"), "{args}: {said}");
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-}
-
-/// Coloured discs on coloured ground: `things` of them, each seen `views` times at another place.
-fn draw(folder: &Path, things: u32, views: u32) {
-    std::fs::create_dir(folder).unwrap();
-    let mut table = String::from("path,role,object\n");
-    for thing in 0..things {
-        for view in 0..views {
-            let (colour, ground) =
-                ([thing * 40, 255 - thing * 30, thing * 90], [view * 60, 90, thing * 70 + view * 20]);
-            let (x0, y0, radius) = (30 + 15 * view, 60 - 10 * view, 14 + 3 * thing);
-            let photo = RgbImage::from_fn(96, 96, |x, y| {
-                let inside = x.abs_diff(x0).pow(2) + y.abs_diff(y0).pow(2) < radius * radius;
-                let striped = inside && (x / (2 + thing)) % 2 == 0;
-                Rgb(if striped { colour } else { ground }.map(|level| (level % 256) as u8))
-            });
-            let name = format!("{thing}-{view}.png");
-            photo.save(folder.join(&name)).unwrap();
-            let role = if view == 0 { "gallery" } else { "query" };
-            table += &format!("{name},{role},{thing}\n");
-        }
-    }
-    std::fs::write(folder.join("photos.csv"), table).unwrap();
-}
 
 #[test]
 fn from_pretrained_weights_to_a_query_network_that_finds_what_the_gallery_network_finds() {
     let Some(weights) = weights_of("efficientnet-lite0") else { return };
     let weights = weights.display();
-    let place = Place(tempfile::tempdir().unwrap());
+    let place = Place::new();
     draw(&place.path("train"), 8, 4);
     draw(&place.path("val"), 6, 3);
     // Two networks joined; one file of weights is enough to see that.
@@ -149,7 +96,7 @@ fn from_pretrained_weights_to_a_query_network_that_finds_what_the_gallery_networ
 /// A gallery network that somebody else exported: here ours, whose metadata `adopt` has no use for.
 #[test]
 fn a_foreign_onnx_model_becomes_a_gallery_model() {
-    let place = Place(tempfile::tempdir().unwrap());
+    let place = Place::new();
     draw(&place.path("train"), 8, 4);
     let device = burn::tensor::Device::flex();
     device.seed(9);
@@ -204,7 +151,7 @@ fn a_foreign_onnx_model_becomes_a_gallery_model() {
 #[test]
 fn a_killed_run_goes_on_to_the_same_weights() {
     use std::time::{Duration, Instant};
-    let place = Place(tempfile::tempdir().unwrap());
+    let place = Place::new();
     draw(&place.path("train"), 8, 4);
     draw(&place.path("val"), 6, 3);
     // Any embeddings teach; these are 8 numbers of each photo's place in the list.
@@ -223,12 +170,7 @@ fn a_killed_run_goes_on_to_the_same_weights() {
         )
     };
     place.good(&train("whole"));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_glimpse-trainer"))
-        .current_dir(place.0.path())
-        .args(train("parts").split_whitespace())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = place.command(&train("parts")).stderr(std::process::Stdio::null()).spawn().unwrap();
     let lines =
         || std::fs::read_to_string(place.path("parts/metrics.jsonl")).map_or(0, |text| text.lines().count());
     let start = Instant::now();
@@ -257,7 +199,7 @@ fn weights(path: &Path) -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn what_cannot_be_used_is_named() {
-    let place = Place(tempfile::tempdir().unwrap());
+    let place = Place::new();
     std::fs::write(place.path("weights.pth"), b"no checkpoint").unwrap();
     let network = "--network efficientnet-lite0 --weights weights.pth";
     place.bad(&format!("import {network} --out raw.onnx"), "weights.pth is not a PyTorch checkpoint");

@@ -1,6 +1,8 @@
 //! What several test files need.
 #![allow(dead_code, reason = "each test file uses its own part, and `expect` would be unfulfilled in some")]
 
+pub(crate) mod place;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -28,7 +30,8 @@ pub(crate) fn python(test: &str) -> Option<Python> {
     None
 }
 
-fn left_out(reason: &str) {
+/// A test that cannot run here says so; under continuous integration that is a failure.
+pub(crate) fn left_out(reason: &str) {
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{reason}");
     eprintln!("left out: {reason}");
 }
