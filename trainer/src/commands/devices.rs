@@ -16,6 +16,7 @@ impl Devices {
     ///
     /// # Errors
     /// Where standard output cannot be written.
+    #[expect(clippy::unused_self, reason = "commands are run alike")]
     pub(super) fn run(&self) -> Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{:<8} {:<12} {:<12} adapter, driver", "device", "kind", "mixed")?;

@@ -1,4 +1,5 @@
 //! A folder, photos drawn into it, and the program.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
