@@ -153,6 +153,8 @@ pub struct Row {
     pub learning_rate: f64,
     /// Frozen stages of all stages.
     pub frozen_stages: usize,
+    /// Cells at each edge of the maps that pooling leaves out.
+    pub margin: usize,
     /// How the projection starts.
     pub start: String,
 }
@@ -353,6 +355,7 @@ impl<'a> Bench<'a> {
             views: self.plan.views,
             learning_rate: rate,
             frozen_stages: self.network.frozen_stages,
+            margin: self.network.margin,
             start: if row.closed_form { "closed form" } else { "random" }.to_owned(),
         };
         tracing::info!(
