@@ -78,9 +78,10 @@ pub enum DeviceError {
         /// What Burn says.
         reason: String,
     },
-    /// Mixed precision is slower there.
+    /// Mixed precision is slower there: a step of a MobileNetV2 of width 0.35 at 96 px took 130 ms in f32, 141 ms in bf16 and
+    /// 578 ms in f16 (Burn 0.22.1, 2 cores, Intel Xeon).
     #[error(
-        "--precision mixed is for GPUs: the processor computes 16-bit floats by way of 32-bit ones, so use --precision full"
+        "--precision mixed is for GPUs: 16-bit floats are slower than 32-bit ones on the processor, so use --precision full"
     )]
     HalfInSoftware,
     /// Mixed precision is not possible there.
