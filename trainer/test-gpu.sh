@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-drivers() { ls /usr/share/vulkan/icd.d/"$1" /usr/local/share/vulkan/icd.d/"$1" /etc/vulkan/icd.d/"$1" 2>/dev/null || true; }
+drivers() { find /usr/share/vulkan/icd.d /usr/local/share/vulkan/icd.d /etc/vulkan/icd.d -name "$1" 2>/dev/null || true; }
 
 left_out() {
     echo "left out: test-gpu: $1" >&2

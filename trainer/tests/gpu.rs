@@ -16,7 +16,7 @@ use glimpse_quantizer::Codebook;
 use glimpse_trainer::device::{DeviceName, Precision};
 use glimpse_trainer::features::Features;
 use glimpse_trainer::losses::{LossConfig, LossName};
-use glimpse_trainer::networks::{Blueprint, HeadConfig, Norms, Parameters};
+use glimpse_trainer::networks::{Blueprint, EmbeddingNetwork, HeadConfig, Norms, Parameters};
 use glimpse_trainer::training::Arithmetic;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -50,34 +50,85 @@ fn unit_rows(n: usize, seed: u64) -> Vec<f32> {
     rows
 }
 
-fn blueprint() -> Blueprint {
-    let network = "mobilenet-v2-x0.35".parse().unwrap();
-    Blueprint { network, head: HeadConfig::default(), norms: Norms::Live, dimension: D }
-}
-
-/// Loss and gradients by path of the first step of one and the same network.
-fn first_step(device: &Device, loss: LossName, arithmetic: Arithmetic) -> (f32, BTreeMap<String, Vec<f32>>) {
+/// MobileNetV2 with the running statistics of random images.
+///
+/// With folded norms its gradient is well-conditioned: an image that is 1e-6 off changes no kernel's gradient by more than 1e-5
+/// of its largest number. With live norms, at random weights, it is not: on one and the same processor such an image changes
+/// some kernels' gradients by a tenth, and 16-bit floats leave a cosine of 0.86. So live norms are compared as a whole.
+fn start(norms: Norms, device: &Device) -> EmbeddingNetwork {
     static START: OnceLock<Parameters> = OnceLock::new();
-    let start = START.get_or_init(|| {
+    let network = "mobilenet-v2-x0.35".parse().unwrap();
+    let blueprint = Blueprint { network, head: HeadConfig::default(), norms: Norms::Live, dimension: D };
+    let parameters = START.get_or_init(|| {
         let device = Device::flex();
         device.seed(3);
-        Parameters::of(&blueprint().at_random(&device))
+        let network = blueprint.at_random(&device).train();
+        // The statistics move a tenth of the way with each batch.
+        for batch in 0..20 {
+            network.forward(Tensor::from_data(images(100 + batch), &device.clone().autodiff()));
+        }
+        Parameters::of(&network.valid())
     });
-    let network = start.apply(blueprint().at_random(device)).unwrap().train();
-    let device = device.clone().autodiff();
-    let codebook = Codebook::new(4, 16, D, random(16 * D, 1), None).unwrap();
-    let terms = LossConfig::new(loss).terms(&codebook, |_| unit_rows(64, 2), &device);
+    let network = parameters.apply(blueprint.at_random(device)).unwrap();
+    match norms {
+        Norms::Folded => network.fold(),
+        Norms::Live => network,
+    }
+}
 
-    let image = TensorData::new(random(BATCH * 3 * SIDE * SIDE, 3), [BATCH, 3, SIDE, SIDE]);
-    let image = arithmetic.cast(Tensor::<4>::from_data(image, &device));
-    let teacher = Tensor::<2>::from_data(TensorData::new(unit_rows(BATCH, 4), [BATCH, D]), &device);
-    let student = network.forward(image);
-    let terms = terms.iter().map(|(weight, loss)| loss.loss(student.clone(), teacher.clone()) * *weight);
-    let total = terms.reduce(|a, b| a + b).unwrap();
-    let gradients = GradientsParams::from_grads(total.backward(), &network);
-    let mut reader = Reader { path: Vec::new(), gradients, found: BTreeMap::new() };
-    network.visit(&mut reader);
-    (total.into_scalar(), reader.found)
+fn images(seed: u64) -> TensorData {
+    TensorData::new(random(BATCH * 3 * SIDE * SIDE, seed), [BATCH, 3, SIDE, SIDE])
+}
+
+/// Loss, and gradients by path, of a first step.
+struct Step {
+    loss: f32,
+    gradients: BTreeMap<String, Vec<f32>>,
+}
+
+impl Step {
+    fn on(device: &Device, norms: Norms, loss: LossName, arithmetic: Arithmetic) -> Self {
+        let network = start(norms, device).train();
+        let device = device.clone().autodiff();
+        let codebook = Codebook::new(4, 16, D, random(16 * D, 1), None).unwrap();
+        let terms = LossConfig::new(loss).terms(&codebook, |_| unit_rows(64, 2), &device);
+        let teacher = Tensor::<2>::from_data(TensorData::new(unit_rows(BATCH, 4), [BATCH, D]), &device);
+        let student = network.forward(arithmetic.cast(Tensor::from_data(images(3), &device)));
+        let terms = terms.iter().map(|(weight, loss)| loss.loss(student.clone(), teacher.clone()) * *weight);
+        let total = terms.reduce(|a, b| a + b).unwrap();
+        let gradients = GradientsParams::from_grads(total.backward(), &network);
+        let mut reader = Reader { path: Vec::new(), gradients, found: BTreeMap::new() };
+        network.visit(&mut reader);
+        assert!(reader.found.len() > 100, "every convolution has a weight and a bias or a norm");
+        Self { loss: total.into_scalar(), gradients: reader.found }
+    }
+
+    /// By how much the losses differ, relatively.
+    fn loss_apart(&self, other: &Self) -> f32 {
+        (self.loss - other.loss).abs() / self.loss
+    }
+
+    /// Cosine of all gradients as one vector.
+    fn cosine(&self, other: &Self) -> f64 {
+        let pairs = self.gradients.iter().flat_map(|(path, a)| a.iter().zip(&other.gradients[path]));
+        let [mut dot, mut a2, mut b2] = [0.0_f64; 3];
+        for (a, b) in pairs {
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            (dot, a2, b2) = (dot + a * b, a2 + a * a, b2 + b * b);
+        }
+        dot / (a2 * b2).sqrt()
+    }
+
+    /// The largest difference of a tensor's gradients in units of that tensor's largest gradient, and where it is.
+    fn worst(&self, other: &Self) -> (f32, &str) {
+        let largest =
+            |values: &[f32]| values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+        let all = self.gradients.iter().map(|(path, a)| {
+            let differences: Vec<f32> = a.iter().zip(&other.gradients[path]).map(|(a, b)| a - b).collect();
+            (largest(&differences) / largest(a), path.as_str())
+        });
+        all.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
+    }
 }
 
 struct Reader {
@@ -101,34 +152,29 @@ impl ModuleVisitor for Reader {
     }
 }
 
-fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
-}
-
 #[test]
 fn the_first_step_on_a_gpu_is_that_of_the_processor() {
     let Some(gpu) = gpu("the_first_step_on_a_gpu_is_that_of_the_processor") else { return };
-    for loss in [LossName::Ssp, LossName::Ours] {
-        let (expected_loss, expected) = first_step(&Device::flex(), loss, Arithmetic::F32);
-        let (found_loss, found) = first_step(&gpu, loss, Arithmetic::F32);
-        // Sums of some ten thousand products in another order, in 32 bits.
-        let off = (found_loss - expected_loss).abs() / expected_loss;
-        eprintln!("{loss}: loss {expected_loss} and {found_loss}, {off:.1e} apart");
-        assert!(off < 1e-4, "{loss}: {found_loss} is not {expected_loss}");
-        assert!(found.keys().eq(expected.keys()) && found.len() > 100);
-        // A vector that another normalisation follows has a gradient of nearly zero, which is all rounding: vectors are held
-        // against the largest of them, matrices and kernels against their own largest number.
-        let is_vector = |path: &str| ["bias", "gamma", "beta"].iter().any(|end| path.ends_with(end));
-        let vectors = expected.iter().filter(|(path, _)| is_vector(path));
-        let of_vectors = vectors.map(|(_, values)| largest(values)).fold(0.0, f32::max);
-        let mut worst = 0.0_f32;
-        for (path, expected) in &expected {
-            let scale = if is_vector(path) { of_vectors } else { largest(expected) };
-            let apart = expected.iter().zip(&found[path]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            worst = worst.max(apart / scale);
-            assert!(apart <= 0.01 * scale && scale > 0.0, "{loss}: {path} is {apart} of {scale} apart");
+    for (norms, loss) in [
+        (Norms::Folded, LossName::Ssp),
+        (Norms::Folded, LossName::Ours),
+        (Norms::Live, LossName::Ssp),
+        (Norms::Live, LossName::Ours),
+    ] {
+        let [expected, found] =
+            [Device::flex(), gpu.clone()].map(|device| Step::on(&device, norms, loss, Arithmetic::F32));
+        let (off, cosine, worst) =
+            (expected.loss_apart(&found), expected.cosine(&found), expected.worst(&found));
+        eprintln!(
+            "{loss}, {norms:?} norms: loss {off:.1e} apart, cosine of the gradients {cosine:.6}, worst {worst:?}"
+        );
+        // Sums of some ten thousand products in another order, in 32 bits: 1e-7 to 1e-5 on Mesa's lavapipe.
+        assert!(off < 1e-4, "{loss}: {} is not {}", found.loss, expected.loss);
+        match norms {
+            Norms::Folded => assert!(worst.0 < 1e-3, "{loss}: {worst:?}"),
+            // 0.9997 there; the processor with an image that is 1e-6 off: 0.9998.
+            Norms::Live => assert!(cosine > 0.999, "{loss}: {cosine}"),
         }
-        eprintln!("{loss}: {} gradients, at most {worst:.1e} of their largest apart", expected.len());
     }
 }
 
@@ -141,18 +187,16 @@ fn mixed_precision_goes_where_full_precision_goes() {
         // Not for want of anything that could be installed.
         Err(error) => return eprintln!("left out: {test}: {error}"),
     };
-    let [full, mixed] =
-        [Arithmetic::F32, arithmetic].map(|arithmetic| first_step(&gpu, LossName::Ours, arithmetic));
-    let pairs = full.1.iter().flat_map(|(path, full)| full.iter().zip(&mixed.1[path]));
-    let [mut dot, mut a2, mut b2] = [0.0_f64; 3];
-    for (a, b) in pairs {
-        let (a, b) = (f64::from(*a), f64::from(*b));
-        (dot, a2, b2) = (dot + a * b, a2 + a * a, b2 + b * b);
+    for loss in [LossName::Ssp, LossName::Ours] {
+        let [full, mixed] =
+            [Arithmetic::F32, arithmetic].map(|arithmetic| Step::on(&gpu, Norms::Folded, loss, arithmetic));
+        let (off, cosine) = (full.loss_apart(&mixed), full.cosine(&mixed));
+        eprintln!("{loss}, {}: loss {off:.1e} apart, cosine of the gradients {cosine:.6}", arithmetic.name());
+        // Rounding to 11 bits (of bf16 to 8), fifty convolutions deep: 4e-4 and 0.99998 on lavapipe.
+        let (off_max, cosine_min) = if arithmetic == Arithmetic::F16 { (0.01, 0.999) } else { (0.05, 0.99) };
+        assert!(off < off_max, "{loss}: {} and {}", full.loss, mixed.loss);
+        assert!(cosine > cosine_min && cosine < 1.0, "{loss}: {cosine}");
     }
-    let cosine = dot / (a2 * b2).sqrt();
-    eprintln!("{}: loss {} and {}, cosine of the gradients {cosine:.5}", arithmetic.name(), full.0, mixed.0);
-    assert!((mixed.0 - full.0).abs() < 0.02 * full.0, "loss {} and {}", full.0, mixed.0);
-    assert!(cosine > 0.99, "{cosine}");
 }
 
 /// A command that finds no driver, whatever there is.
