@@ -19,7 +19,9 @@ use crate::losses::{LossConfig, LossName, OursConfig, Temperatures};
 use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, HeadConfig, Norms, Parameters};
 use crate::photos::Augmentation;
 use crate::preparation::{Labelled, Preparation, Teacher};
-use crate::training::{Arithmetic, OptimizerName, Outcome, Run, TrainingConfig, TrainingSet, initialise};
+use crate::training::{
+    Arithmetic, OptimizerName, Outcome, Run, TrainingConfig, TrainingSet, initialise, plain,
+};
 
 /// Steps of a run over steps of a run that only chooses a learning rate. A tenth favoured rates that a whole run scatters at.
 const SEARCH_SHARE: u64 = 3;
@@ -472,6 +474,7 @@ impl Series<'_> {
             frozen: bench.frozen,
             device: &device,
             folder,
+            watch: &plain,
         };
         device.seed(config.seed);
         let network = bench.blueprint.pretrained(&bench.network.weights, &device)?;

@@ -14,7 +14,7 @@ use glimpse_trainer::networks::{
 };
 use glimpse_trainer::training::{
     Arithmetic, Inputs, OptimizerName, Report, Run, TrainingConfig, TrainingError, TrainingSet, Validation,
-    initialise, read_best, read_metrics,
+    initialise, plain, read_best, read_metrics,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -116,6 +116,7 @@ fn with_run_and<T>(
         frozen: FROZEN,
         device: &Device::flex(),
         folder,
+        watch: &plain,
     })
 }
 
@@ -147,7 +148,7 @@ fn check_resume(config: &TrainingConfig, norms: Norms) {
     let expected = with_run(whole.path(), config, |run| run.start(start(), &never).unwrap());
     assert!(expected.complete && expected.step == 20);
     let metrics = |folder: &Path| -> Vec<(u64, f64)> {
-        read_metrics(folder).iter().map(|line| (line.step, line.validation.map)).collect()
+        read_metrics(folder).iter().map(|line| (line.training.step, line.validation.map)).collect()
     };
     assert_eq!(metrics(whole.path()).len(), 10);
 
@@ -263,7 +264,7 @@ fn training_lowers_the_loss_and_keeps_the_best_network() {
     let start = network(20, Norms::Folded);
     let outcome = with_run(folder.path(), &config, |run| run.start(start, &AtomicBool::new(false)).unwrap());
     let lines = read_metrics(folder.path());
-    assert!(lines.last().unwrap().losses["ssp"] < lines[0].losses["ssp"], "{lines:?}");
+    assert!(lines.last().unwrap().training.losses["ssp"] < lines[0].training.losses["ssp"], "{lines:?}");
     let (best, settings) = read_best(folder.path()).unwrap();
     assert_eq!(best, outcome.best);
     assert_eq!(settings["network"], "tiny");

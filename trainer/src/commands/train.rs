@@ -20,7 +20,7 @@ use crate::networks::{Architecture, Blueprint, EmbeddingNetwork, Frozen, Norms, 
 use crate::photos::Augmentation;
 use crate::preparation::{Labelled, Preparation, Teacher};
 use crate::training::{
-    Arithmetic, OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, read_metrics,
+    Arithmetic, OptimizerName, Outcome, Report, Run, TrainingConfig, initialise, plain, read_metrics,
 };
 
 /// Train a query network.
@@ -279,6 +279,7 @@ impl Train {
             frozen,
             device: &device,
             folder: &self.run,
+            watch: &plain,
         };
         let outcome = if self.resume {
             ensure!(
@@ -338,13 +339,9 @@ impl Train {
     }
 
     fn report(&self, settings: &Settings, outcome: &Outcome, symmetric_map: f64) -> Result<()> {
-        if !outcome.complete {
-            bail!(
-                "stopped after step {} of {}; continue with the same command and --resume",
-                outcome.step,
-                self.steps
-            );
-        }
+        let Outcome { step, complete, .. } = *outcome;
+        let steps =
+            if complete { self.steps.to_string() } else { format!("{step} of {}, stopped", self.steps) };
         let retention = 100.0 * outcome.best_map / symmetric_map;
         let cost = settings.blueprint.cost(self.size as usize);
         let facts = [
@@ -353,7 +350,7 @@ impl Train {
             ("multiply-adds", cost.multiply_adds.to_string()),
             ("input", format!("{0} x {0} px", self.size)),
             ("loss", settings.loss.name.to_string()),
-            ("steps", self.steps.to_string()),
+            ("steps", steps),
             ("best after step", outcome.best_step.to_string()),
             ("validation mAP", format!("{:.4}", outcome.best_map)),
             ("of the gallery model's on both sides", format!("{retention:.1} %")),
@@ -361,6 +358,9 @@ impl Train {
         ];
         let title = format!("{} in space {}", self.network, settings.space);
         Report { title: &title, facts: &facts, epochs: &read_metrics(&self.run) }.write(&self.run)?;
+        if !complete {
+            bail!("stopped after step {step} of {}; continue with the same command and --resume", self.steps);
+        }
         tracing::info!(
             "best after step {}: validation mAP {:.4} ({retention:.1} % of the gallery model on both sides); report in \
              {}; now `glimpse-trainer export --run {} --bundle {}`",

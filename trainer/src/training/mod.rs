@@ -7,7 +7,10 @@
 //! | `checkpoint.safetensors` | network, average, optimizer state, step and settings, after every epoch and on Ctrl-C |
 //! | `best.safetensors` | the network (or its average) with the best validation mAP so far |
 //! | `metrics.jsonl` | one object an epoch |
-//! | `curves.svg`, `report.md` | what came of it, for people |
+//! | `curves.svg`, `report.md` | what came of it, for people, at the end and on Ctrl-C |
+//! | `run.toml` | settings |
+//!
+//! Nothing here writes to a terminal: a [`Watcher`] is told what happens.
 //!
 //! The order of batches depends on seed and epoch only, so a run that was stopped and resumed goes through the
 //! same numbers as one that was not.
@@ -19,13 +22,15 @@ mod data;
 mod error;
 mod report;
 mod validation;
+mod watch;
 
 pub use arithmetic::Arithmetic;
 pub use config::{OptimizerName, TrainingConfig};
 pub use data::{Batch, Inputs, Order, Prefetch, TrainingSet};
 pub use error::TrainingError;
-pub use report::{Epoch, Report, read_metrics};
+pub use report::{Epoch, Report, Stretch, read_metrics};
 pub use validation::{Validation, initialise};
+pub use watch::{Plan, Watch, Watcher, plain};
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +44,6 @@ use self::report::Sums;
 use crate::files::write_whole;
 use crate::losses::Loss;
 use crate::networks::{EmbeddingNetwork, Frozen, Parameters, group};
-use crate::progress::Progress;
 use crate::schedule::learning_rate;
 
 /// How a run ended.
@@ -77,6 +81,8 @@ pub struct Run<'a> {
     pub device: &'a Device,
     /// Where it writes.
     pub folder: &'a Path,
+    /// Who looks on.
+    pub watch: &'a Watch<'a>,
 }
 
 impl Run<'_> {
@@ -133,7 +139,12 @@ impl Run<'_> {
         let order = Order::new(self.set.len(), self.config.batch, self.config.seed);
         let accumulate = u64::from(self.config.accumulate.max(1));
         let steps_per_epoch = (order.batches_per_epoch() / accumulate).max(1);
-        let progress = Progress::new("training", self.config.steps);
+        let mut watcher = (self.watch)(Plan {
+            steps: self.config.steps,
+            steps_per_epoch,
+            done: state.step,
+            terms: self.losses.iter().map(|(_, loss)| loss.name()).collect(),
+        });
         let mut sums = Sums::new(self.losses.len());
         std::thread::scope(|scope| {
             let (first, last) = (state.step * accumulate, self.config.steps * accumulate);
@@ -152,12 +163,16 @@ impl Run<'_> {
                 if let Some(average) = &mut average {
                     average.average(&current(&network), self.ema_decay(state.step));
                 }
-                progress.set(state.step);
+                sums.wait(batches.take_waited());
+                let epoch = state.step.div_ceil(steps_per_epoch);
+                let training = sums.stretch(self.losses, epoch, state.step, rate);
+                watcher.step(&training);
 
                 let epoch_ends =
                     state.step.is_multiple_of(steps_per_epoch) || state.step == self.config.steps;
                 let stopped = stop.load(Ordering::Relaxed);
                 if epoch_ends {
+                    watcher.validation(&training);
                     let judged = average.clone().unwrap_or_else(|| current(&network));
                     let scores = self.validation.scores(&self.judged(&network, &judged)?, self.frozen)?;
                     if scores.map > state.best_map {
@@ -165,10 +180,9 @@ impl Run<'_> {
                         self.write_best(&judged, &state)?;
                         best = judged;
                     }
-                    let epoch = state.step.div_ceil(steps_per_epoch);
-                    let line = sums.epoch(self.losses, epoch, &state, rate, scores, batches.take_waited());
-                    progress.say(&line.describe(self.config.steps));
+                    let line = sums.epoch(training, scores, state.best_map);
                     report::append_metrics(self.folder, &line)?;
+                    watcher.epoch(&line);
                 }
                 if epoch_ends || stopped {
                     let checkpoint = Checkpoint {
@@ -183,7 +197,7 @@ impl Run<'_> {
                     break;
                 }
             }
-            progress.finish();
+            watcher.end();
             let State { step, best_map, best_step, .. } = state;
             let last = average.unwrap_or_else(|| current(&network));
             Ok(Outcome { step, best, best_map, best_step, last, complete: step >= self.config.steps })
@@ -259,6 +273,7 @@ impl Run<'_> {
         step: u64,
     ) -> Result<Tensor<1>, TrainingError> {
         let device = self.device.clone().autodiff();
+        let images = batch.input.shape()[0];
         let input = self.config.arithmetic.cast(Tensor::from_data(batch.input, &device));
         let student = network.forward_after(self.frozen, input);
         let teacher = Tensor::<2>::from_data(batch.teacher, &device);
@@ -276,7 +291,7 @@ impl Run<'_> {
                 None => term,
             });
         }
-        sums.count();
+        sums.count(images);
         total.ok_or(TrainingError::NoData("no loss was given"))
     }
 

@@ -1,4 +1,4 @@
-//! What a run says about itself: a line an epoch, curves, and a page at the end.
+//! What a run says about itself: numbers after every step, a line an epoch, curves, and a page at the end.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,95 +9,133 @@ use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::TrainingError;
-use super::checkpoint::State;
 use crate::files::{FileError, read, write_whole};
 use crate::losses::Loss;
 use crate::retrieval::Scores;
 
-/// One line of `metrics.jsonl`.
+/// Training since the last epoch's end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Epoch {
-    /// From 1.
+pub struct Stretch {
+    /// The epoch of the last step, from 1.
     pub epoch: u64,
     /// Steps that are done.
     pub step: u64,
     /// Of the last of them.
     pub learning_rate: f64,
+    /// Mean of what is minimised: all terms, each times its weight.
+    pub loss: f64,
     /// Mean of each term, before its weight.
     pub losses: BTreeMap<String, f64>,
+    /// Trained in a second.
+    pub images_per_second: f64,
+    /// Share of the time that the device waited for batches.
+    pub waited: f64,
+}
+
+impl Stretch {
+    /// `name mean, name mean`.
+    pub fn describe_terms(&self) -> String {
+        let terms: Vec<String> = self.losses.iter().map(|(name, mean)| format!("{name} {mean:.4}")).collect();
+        terms.join(", ")
+    }
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Up to the epoch's end; validation's time does not count.
+    #[serde(flatten)]
+    pub training: Stretch,
     /// Of the network, or of its average.
     pub validation: Scores,
     /// Best mAP so far.
     pub best_map: f64,
-    /// Since the last line.
+    /// Since the last line, with validation.
     pub seconds: f64,
-    /// Share of them that the device waited for batches.
-    pub waited: f64,
 }
 
 impl Epoch {
-    pub(super) fn describe(&self, steps: u64) -> String {
-        let losses: Vec<String> =
-            self.losses.iter().map(|(name, mean)| format!("{name} {mean:.4}")).collect();
+    /// For people, in one line.
+    pub fn describe(&self, steps: u64) -> String {
+        let Self { training, validation, best_map, .. } = self;
         format!(
-            "epoch {:>3}, step {:>5} of {steps}: {}, validation mAP {:.4} (best {:.4}), recall@1 {:.4}, waited {:.0} %",
-            self.epoch,
-            self.step,
-            losses.join(", "),
-            self.validation.map,
-            self.best_map,
-            self.validation.recall_at_1,
-            100.0 * self.waited
+            "epoch {:>3}, step {:>5} of {steps}: loss {:.4} ({}), validation mAP {:.4} (best {best_map:.4}), recall@1 {:.4}, \
+             {:.1} images/s, waited {:.0} %",
+            training.epoch,
+            training.step,
+            training.loss,
+            training.describe_terms(),
+            validation.map,
+            validation.recall_at_1,
+            training.images_per_second,
+            100.0 * training.waited
         )
     }
 }
 
-/// Losses of the batches since the last report.
+/// Sums over the batches since the last line.
 pub(super) struct Sums {
-    sums: Vec<f64>,
+    losses: Vec<f64>,
     batches: u64,
+    images: u64,
+    waited: Duration,
     start: Instant,
 }
 
 impl Sums {
     pub(super) fn new(losses: usize) -> Self {
-        Self { sums: vec![0.0; losses], batches: 0, start: Instant::now() }
+        Self {
+            losses: vec![0.0; losses],
+            batches: 0,
+            images: 0,
+            waited: Duration::ZERO,
+            start: Instant::now(),
+        }
     }
 
     pub(super) fn add(&mut self, loss: usize, value: f32) {
-        self.sums[loss] += f64::from(value);
+        self.losses[loss] += f64::from(value);
     }
 
-    pub(super) fn count(&mut self) {
+    /// A batch of so many images is done.
+    pub(super) fn count(&mut self, images: usize) {
         self.batches += 1;
+        self.images += images as u64;
     }
 
-    /// The line of the epoch that ends here; a new one begins.
-    pub(super) fn epoch(
-        &mut self,
+    /// How long a step's batches were waited for.
+    pub(super) fn wait(&mut self, waited: Duration) {
+        self.waited += waited;
+    }
+
+    /// The means so far, after step `step` of epoch `epoch`.
+    pub(super) fn stretch(
+        &self,
         losses: &[(f64, Box<dyn Loss>)],
         epoch: u64,
-        state: &State,
+        step: u64,
         learning_rate: f64,
-        validation: Scores,
-        waited: Duration,
-    ) -> Epoch {
+    ) -> Stretch {
         let batches = self.batches.max(1) as f64;
+        let seconds = self.start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
         let means =
-            losses.iter().zip(&self.sums).map(|((_, loss), sum)| (loss.name().to_owned(), sum / batches));
-        let seconds = self.start.elapsed().as_secs_f64();
-        let line = Epoch {
+            || losses.iter().zip(&self.losses).map(|((weight, loss), sum)| (weight, loss, sum / batches));
+        Stretch {
             epoch,
-            step: state.step,
+            step,
             learning_rate,
-            losses: means.collect(),
-            validation,
-            best_map: state.best_map,
-            seconds,
-            waited: waited.as_secs_f64() / seconds.max(f64::MIN_POSITIVE),
-        };
-        *self = Self::new(self.sums.len());
-        line
+            loss: means().map(|(weight, _, mean)| weight * mean).sum(),
+            losses: means().map(|(_, loss, mean)| (loss.name().to_owned(), mean)).collect(),
+            images_per_second: self.images as f64 / seconds,
+            waited: self.waited.as_secs_f64() / seconds,
+        }
+    }
+
+    /// The line of the epoch that ends with this training; a new one begins.
+    pub(super) fn epoch(&mut self, training: Stretch, validation: Scores, best_map: f64) -> Epoch {
+        let seconds = self.start.elapsed().as_secs_f64();
+        *self = Self::new(self.losses.len());
+        Epoch { training, validation, best_map, seconds }
     }
 }
 
@@ -126,7 +164,7 @@ pub(super) fn append_metrics(folder: &Path, line: &Epoch) -> Result<(), FileErro
 /// An epoch that ended after the last checkpoint will be done again.
 pub(super) fn forget_metrics_after(folder: &Path, step: u64) -> Result<(), FileError> {
     let mut lines = read_metrics(folder);
-    lines.retain(|line| line.step <= step);
+    lines.retain(|line| line.training.step <= step);
     write_metrics(folder, &lines)
 }
 
@@ -162,20 +200,22 @@ impl Report<'_> {
             let _ = writeln!(page, "| {name} | {value} |");
         }
         page += "\n![loss and validation mAP](curves.svg)\n\n";
-        page += "| epoch | step | losses | validation mAP | recall@1 | seconds | device waited |\n|---|---|---|---|---|---|---|\n";
+        page += "| epoch | step | terms of the loss | loss | learning rate | validation mAP | recall@1 | images/s | seconds | \
+                 device waited |\n|---|---|---|---|---|---|---|---|---|---|\n";
         for line in self.epochs {
-            let losses: Vec<String> =
-                line.losses.iter().map(|(name, mean)| format!("{name} {mean:.4}")).collect();
+            let Epoch { training, validation, seconds, .. } = line;
             let _ = writeln!(
                 page,
-                "| {} | {} | {} | {:.4} | {:.4} | {:.1} | {:.0} % |",
-                line.epoch,
-                line.step,
-                losses.join(", "),
-                line.validation.map,
-                line.validation.recall_at_1,
-                line.seconds,
-                100.0 * line.waited
+                "| {} | {} | {} | {:.4} | {:.2e} | {:.4} | {:.4} | {:.1} | {seconds:.1} | {:.0} % |",
+                training.epoch,
+                training.step,
+                training.describe_terms(),
+                training.loss,
+                training.learning_rate,
+                validation.map,
+                validation.recall_at_1,
+                training.images_per_second,
+                100.0 * training.waited
             );
         }
         page
@@ -195,15 +235,14 @@ impl Report<'_> {
         let area = backend.into_drawing_area();
         area.fill(&WHITE)?;
         let (left, right) = area.split_horizontally(CURVES_SIZE.0 / 2);
-        let last = self.epochs.last().map_or(1, |line| line.step.max(1)) as f64;
-        let first = self.epochs.first();
-        let names: Vec<&String> = first.iter().flat_map(|line| line.losses.keys()).collect();
+        let last = self.epochs.last().map_or(1, |line| line.training.step.max(1)) as f64;
+        let first = self.epochs.first().map(|line| &line.training.losses);
+        let names: Vec<&String> = first.iter().flat_map(|losses| losses.keys()).collect();
         let term = |name: &str| -> Vec<(f64, f64)> {
-            let start = first.map_or(1.0, |line| line.losses[name]).max(f64::MIN_POSITIVE);
-            let values = self
-                .epochs
-                .iter()
-                .filter_map(|line| Some((line.step as f64, line.losses.get(name)? / start)));
+            let start = first.map_or(1.0, |losses| losses[name]).max(f64::MIN_POSITIVE);
+            let values = self.epochs.iter().filter_map(|Epoch { training, .. }| {
+                Some((training.step as f64, training.losses.get(name)? / start))
+            });
             values.collect()
         };
         let top = names.iter().flat_map(|name| term(name)).map(|(_, y)| y).fold(1.0, f64::max);
@@ -224,7 +263,7 @@ impl Report<'_> {
         losses.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
 
         let map: Vec<(f64, f64)> =
-            self.epochs.iter().map(|line| (line.step as f64, line.validation.map)).collect();
+            self.epochs.iter().map(|line| (line.training.step as f64, line.validation.map)).collect();
         let (low, high) =
             map.iter().fold((f64::MAX, 0.0_f64), |(low, high), (_, y)| (low.min(*y), high.max(*y)));
         let low = if low > high { 0.0 } else { low };
