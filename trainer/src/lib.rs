@@ -12,9 +12,10 @@
 //! 7. [`int8`]: a query network with int8 weights and activations, calibrated on photos and compared on others.
 //! 8. [`comparison`]: the benchmark of accuracy.
 //! 9. [`device`]: what networks train on, by name.
-//! 10. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
+//! 10. [`dashboard`], [`progress`] and [`log`]: what a person sees meanwhile.
+//! 11. [`commands`]: one file for each command of `glimpse-trainer`, which puts these together.
 //!
-//! Only `networks`, `losses`, `training`, `device` and `onnx` know Burn. Photos are embedded by tract through
+//! Only `networks`, `losses`, `training`, `device`, `onnx` and `dashboard` know Burn. Photos are embedded by tract through
 //! `glimpse-embedder`, the teacher's and the frozen backbone's too: it is several times faster than Burn on
 //! processors, and it is what runs in the field.
 //!
@@ -23,12 +24,14 @@
 pub mod adoption;
 pub mod commands;
 pub mod comparison;
+pub mod dashboard;
 pub mod device;
 pub mod evaluation;
 pub mod features;
 pub mod files;
 pub mod int8;
 pub mod linalg;
+pub mod log;
 pub mod losses;
 pub mod matrix;
 pub mod networks;

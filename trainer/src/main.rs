@@ -1,15 +1,17 @@
 //! `glimpse-trainer`: arguments, logging and Ctrl-C around [`glimpse_trainer::commands`].
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{io, thread};
 
 use clap::Parser;
 use glimpse_trainer::commands::Command;
+use glimpse_trainer::dashboard::restore_terminal;
+use glimpse_trainer::log;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
-use tracing_subscriber::EnvFilter;
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
 
 /// Trains query networks for a Glimpse space.
 #[derive(Parser)]
@@ -24,22 +26,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("GLIMPSE_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(if arguments.quiet { "warn" } else { "info,tract=warn" }));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log::install(arguments.quiet);
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The second signal ends the process at once; the order of the two registrations makes it the second.
-        let registered = flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))
-            .and_then(|_| flag::register(signal, Arc::clone(&stop)));
-        if let Err(error) = registered {
-            tracing::warn!("signals cannot be caught, an interrupt will lose the current epoch: {error}");
-        }
+    if let Err(error) = stop_on_signals(&stop) {
+        tracing::warn!("signals cannot be caught, an interrupt will lose the current epoch: {error}");
     }
     match arguments.command.run(&stop) {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,4 +38,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The first signal asks for a stop, the second ends the process at once. A thread waits for them, as there may be a terminal
+/// to give back.
+fn stop_on_signals(stop: &Arc<AtomicBool>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let stop = Arc::clone(stop);
+    let wait = move || {
+        for _ in signals.forever() {
+            if stop.swap(true, Ordering::Relaxed) {
+                restore_terminal();
+                low_level::exit(1);
+            }
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
 }

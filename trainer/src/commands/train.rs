@@ -12,6 +12,7 @@ use glimpse_quantizer::Codebook;
 use serde::{Deserialize, Serialize};
 
 use super::{HeadOptions, parse_scale, parse_size, revision};
+use crate::dashboard;
 use crate::device::{DeviceName, Precision};
 use crate::features::Sight;
 use crate::files::{read, write_whole};
@@ -138,6 +139,9 @@ pub struct Train {
     /// Continue the run folder's checkpoint.
     #[arg(long)]
     resume: bool,
+    /// On a terminal too, lines instead of the dashboard.
+    #[arg(long)]
+    plain: bool,
 }
 
 /// Value of `--freeze-to`.
@@ -279,7 +283,7 @@ impl Train {
             frozen,
             device: &device,
             folder: &self.run,
-            watch: &plain,
+            watch: &|plan| if self.plain { plain(plan) } else { dashboard::watch(plan, &self.run, stop) },
         };
         let outcome = if self.resume {
             ensure!(

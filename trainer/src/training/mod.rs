@@ -8,7 +8,7 @@
 //! | `best.safetensors` | the network (or its average) with the best validation mAP so far |
 //! | `metrics.jsonl` | one object an epoch |
 //! | `curves.svg`, `report.md` | what came of it, for people, at the end and on Ctrl-C |
-//! | `run.toml` | settings |
+//! | `run.toml`, `train.log` | settings; what was said while a dashboard had the terminal |
 //!
 //! Nothing here writes to a terminal: a [`Watcher`] is told what happens.
 //!
