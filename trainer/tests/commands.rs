@@ -1,16 +1,13 @@
 //! The program, as a person runs it: from pretrained weights to a query network, on photos that are drawn here.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-
 use burn_onnx_export::proto::{DimensionValue, GraphProto};
 use glimpse_trainer::features::Features;
 use glimpse_trainer::networks::{Architecture, GalleryNetwork};
 use glimpse_trainer::onnx;
 
 mod common;
-use common::place::{Place, draw};
+use common::place::{self, Place, draw, weights};
 use common::weights_of;
 
 const SIDE: &str = "64";
@@ -152,23 +149,8 @@ fn a_foreign_onnx_model_becomes_a_gallery_model() {
 fn a_killed_run_goes_on_to_the_same_weights() {
     use std::time::{Duration, Instant};
     let place = Place::new();
-    draw(&place.path("train"), 8, 4);
-    draw(&place.path("val"), 6, 3);
-    // Any embeddings teach; these are 8 numbers of each photo's place in the list.
-    let rows = |count: u32| -> Vec<f32> { (0..count * 8).map(|i| (i as f32 * 0.7).sin()).collect() };
-    for (name, count) in [("t", 32), ("v", 18)] {
-        let features = Features::from_f32(vec![8], (0..count).collect(), rows(count));
-        features.write(&place.path(&format!("{name}.safetensors")), HashMap::new()).unwrap();
-    }
-    place.good("space --bundle bundle --name numbers --dimension 8");
-    place.good("quantizer --features t.safetensors --bundle bundle --sub-spaces 4 --centroids 8");
-    let train = |run: &str| {
-        format!(
-            "train --bundle bundle --network miniature --size 32 --photos train/photos.csv --val val/photos.csv --freeze-to \
-             none --norms live --init random --ema 0.9 --batch 8 --steps 200 --teacher-features t.safetensors \
-             --val-teacher-features v.safetensors --run {run}"
-        )
-    };
+    place.prepare_small_run();
+    let train = |run| place::small_run(run, 200);
     place.good(&train("whole"));
     let mut child = place.command(&train("parts")).stderr(std::process::Stdio::null()).spawn().unwrap();
     let lines =
@@ -187,14 +169,6 @@ fn a_killed_run_goes_on_to_the_same_weights() {
         let differing: Vec<&String> = whole.keys().filter(|name| whole[*name] != parts[*name]).collect();
         assert_eq!(differing, Vec::<&String>::new(), "{file}");
     }
-}
-
-/// All tensors but the optimizer's state, whose entries are written in any order.
-fn weights(path: &Path) -> BTreeMap<String, Vec<u8>> {
-    let bytes = std::fs::read(path).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensors = file.tensors().into_iter().filter(|(name, _)| name != "optimizer");
-    tensors.map(|(name, tensor)| (name, tensor.data().to_vec())).collect()
 }
 
 #[test]

@@ -1,9 +1,11 @@
-//! A folder, photos drawn into it, and the program.
+//! A folder with drawn photos, in which the program runs as a person runs it.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use glimpse_trainer::features::Features;
 use image::{Rgb, RgbImage};
 
 /// A folder in which the commands run.
@@ -40,6 +42,19 @@ impl Place {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
+
+    /// What [`small_run`] needs. Any embeddings teach; these are 8 numbers of each photo's place in the list.
+    pub(crate) fn prepare_small_run(&self) {
+        draw(&self.path("train"), 8, 4);
+        draw(&self.path("val"), 6, 3);
+        let rows = |count: u32| -> Vec<f32> { (0..count * 8).map(|i| (i as f32 * 0.7).sin()).collect() };
+        for (name, count) in [("t", 32), ("v", 18)] {
+            let features = Features::from_f32(vec![8], (0..count).collect(), rows(count));
+            features.write(&self.path(&format!("{name}.safetensors")), HashMap::new()).unwrap();
+        }
+        self.good("space --bundle bundle --name numbers --dimension 8");
+        self.good("quantizer --features t.safetensors --bundle bundle --sub-spaces 4 --centroids 8");
+    }
 }
 
 /// A command that has to fail with these words, and without a panic.
@@ -71,4 +86,21 @@ pub(crate) fn draw(folder: &Path, things: u32, views: u32) {
         }
     }
     std::fs::write(folder.join("photos.csv"), table).unwrap();
+}
+
+/// Trains a network of few numbers, four steps an epoch, in the folder `run`.
+pub(crate) fn small_run(run: &str, steps: u32) -> String {
+    format!(
+        "train --bundle bundle --network miniature --size 32 --photos train/photos.csv --val val/photos.csv --freeze-to none \
+         --norms live --init random --ema 0.9 --batch 8 --steps {steps} --teacher-features t.safetensors \
+         --val-teacher-features v.safetensors --run {run}"
+    )
+}
+
+/// All tensors but the optimizer's state, whose entries are written in any order.
+pub(crate) fn weights(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter().filter(|(name, _)| name != "optimizer");
+    tensors.map(|(name, tensor)| (name, tensor.data().to_vec())).collect()
 }
