@@ -54,6 +54,9 @@ pub enum Command {
     /// Train the product quantizer whose centroids are index, code and anchors.
     Quantizer(quantizer::Train),
     /// Train a query network.
+    ///
+    /// On a terminal with a dashboard, elsewhere in lines. Ctrl-C, or q and s in the dashboard, stops it after the step with a
+    /// checkpoint and a report, and --resume goes on; a second Ctrl-C ends it at once.
     Train(Box<train::Train>),
     /// Write the trained query network into the bundle, and check it.
     Export(export::Export),

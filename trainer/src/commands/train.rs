@@ -56,7 +56,7 @@ pub struct Train {
     /// Factors of the size at which the teacher looks, such as 1,1.4142,0.7071; the server's gallery has to be made by the same.
     #[arg(long, value_delimiter = ',', default_values_t = [1.0], value_parser = parse_scale)]
     teacher_scales: Vec<f64>,
-    /// The run folder: caches, checkpoints, metrics.
+    /// The run folder: settings, caches, checkpoints, metrics, report.
     #[arg(long)]
     run: PathBuf,
     /// Side of the query network's input, a multiple of 32.
@@ -65,7 +65,7 @@ pub struct Train {
     /// Views of each training photo: the photo itself, then random crops.
     #[arg(long, default_value_t = 1)]
     views: usize,
-    /// What learns: `all` freezes the whole backbone, a number so many stages (their maps are cached), `none` nothing.
+    /// What stays as it is: `all` the whole backbone, a number so many of its stages (their maps are cached), `none` nothing.
     #[arg(long, default_value = "all", value_name = "all|STAGE|none")]
     freeze_to: FreezeTo,
     /// With --freeze-to none, what the student sees: the teacher's own views, or the paper's random crops and colours.
