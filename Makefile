@@ -44,7 +44,7 @@ train-demo: ## train the space of models/demo again from the pretrained weights 
 	$(CARGO) build --release -p glimpse-trainer
 	trainer/train-demo.sh
 
-bench-accuracy: ## compare SSP, its rivals and ours (after `make data`; about three hours on two cores; resumes)
+bench-accuracy: ## compare SSP, its rivals and ours (after `make data`; about an hour on two cores; resumes)
 	$(CARGO) build --release -p glimpse-trainer
 	$(TARGET)/release/glimpse-trainer compare --plan trainer/accuracy.toml --out target/reports/accuracy.json --page docs/accuracy.md
 

@@ -33,6 +33,18 @@ fn features_agree_with_the_reference_definition() {
     }
 }
 
+#[test]
+fn a_network_that_is_cut_off_takes_the_stages_that_it_has() {
+    let Some(path) = weights_of("efficientnet-lite0") else { return };
+    let load = |name: &str| {
+        let architecture: Architecture = name.parse().expect("a known network");
+        load_pretrained(architecture, &path, &Device::flex()).expect("the checkpoint loads").fold()
+    };
+    let (whole, cut) = (load("efficientnet-lite0"), load("efficientnet-lite0-s5"));
+    let expected = values(whole.backbone.forward_to(5, photo(64)));
+    assert_eq!(values(cut.backbone.forward(photo(64))), expected);
+}
+
 fn check(name: &str, found: &[f32], expected: &Value) {
     let expected = expected.as_array().expect("a list");
     assert_eq!(found.len(), expected.len());

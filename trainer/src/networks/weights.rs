@@ -112,7 +112,10 @@ pub fn load_pretrained(
     let names = names(architecture).ok_or_else(|| {
         another("no package has weights of this family, train it without --weights".to_owned())
     })?;
-    let names = names.into_iter().fold(KeyRemapper::new(), |names, (from, to)| {
+    // The fresh convolution of a network that is cut off is in no checkpoint, and the checkpoint's own has other channels.
+    let cut = architecture.plan().last.is_none();
+    let wanted = names.into_iter().filter(|(_, to)| !(cut && to.starts_with("head.")));
+    let names = wanted.fold(KeyRemapper::new(), |names, (from, to)| {
         names.add_pattern(from, to).expect("the patterns above are regular expressions")
     });
     let mut store =
@@ -125,8 +128,6 @@ pub fn load_pretrained(
     if let Some(error) = result.errors.first() {
         return Err(another(error.to_string()));
     }
-    // The fresh convolution of a network that is cut off is in no checkpoint.
-    let cut = architecture.plan().last.is_none();
     let missing: Vec<&String> = result
         .missing
         .iter()
