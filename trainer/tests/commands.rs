@@ -1,5 +1,4 @@
 //! The program, as a person runs it: from pretrained weights to a query network, on photos that are drawn here.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use burn_onnx_export::proto::{DimensionValue, GraphProto};
 use glimpse_trainer::features::Features;
