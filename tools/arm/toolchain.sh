@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# Brings what builds and runs programs for 64-bit ARM on x86-64 Linux: Debian's rustc with the standard library for aarch64, a
+# linker, the C library and qemu. Nothing is installed and nobody need be root: apt resolves and downloads with a state of its
+# own, the packages are unpacked under the cache, and what is dynamic runs with the C library that lies beside it, so that the
+# machine may be older than Debian $release. 180 MB to download, 0.6 GB unpacked.
+#
+# Prints the toolchain's folder. Where it cannot be had it prints why instead, and exits with 3.
+# shellcheck disable=SC2016 # what apt and the wrappers expand is in single quotes
+set -euo pipefail
+export LC_ALL=C
+
+release=trixie
+# Its rustc is too old for the workspace; that of its backports is not. They come with all that they depend on.
+host=(rustc binutils-aarch64-linux-gnu "qemu-user/$release")
+# These come alone: the rest of what they depend on is for a compiler that runs on ARM.
+arm=(libstd-rust-dev:arm64 libc6:arm64 libc6-dev:arm64 libgcc-s1:arm64 libgcc-14-dev:arm64)
+# Raise when anything below changes what the folder holds.
+layout=1
+space_mb=1500
+
+say() { echo "arm toolchain: $*" >&2; }
+cannot() { echo "$*"; exit 3; }
+
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/arm"
+key=$(printf '%s\n' "$release" "${host[@]}" "${arm[@]}" "$layout" | cksum | cut -d ' ' -f 1)
+tree="$cache/$key"
+# The folder gets its name only when it is whole.
+if [ -d "$tree" ]; then echo "$tree"; exit; fi
+
+[ "$(uname -sm)" = "Linux x86_64" ] || cannot "it needs x86-64 Linux, and this is $(uname -sm)"
+for program in apt-get apt-config dpkg-deb tar flock; do
+    command -v "$program" >/dev/null || cannot "there is no $program: it needs Debian or something near it"
+done
+command -v cc >/dev/null || cannot "there is no cc: install a C compiler"
+
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock --nonblock 9 || { say "waiting for another run that fetches it"; flock 9; }
+if [ -d "$tree" ]; then echo "$tree"; exit; fi
+free_mb=$(df -Pm "$cache" | awk 'NR == 2 { print $4 }')
+[ "$free_mb" -ge "$space_mb" ] || cannot "$cache has $free_mb MB free, and it needs $space_mb"
+
+# What was downloaded stays here until all is done, and is not downloaded again after an interruption.
+work="$cache/$key.part"
+log="$work/log"
+mkdir -p "$work"/{state,lists,archives/partial}
+chmod 700 "$work" # a proxy of apt may have a password
+
+# Which archive, from the machine's own configuration; Debian's key decides whether it is one.
+# shellcheck disable=SC1091
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+mapfile -t archives < <(
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' |
+        awk -v own="$codename" '$3 == "main" && ($2 == own || $2 ~ /^(bookworm|trixie|forky|oldstable|stable|testing|unstable|sid)$/) { print $1 }' |
+        sort -u
+)
+[ ${#archives[@]} -gt 0 ] || cannot "apt has no package archive of Debian configured"
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# The machine's proxies and limits, but neither its sources nor its hooks.
+apt-config dump | grep '^Acquire::' | grep -v '^Acquire::IndexTargets' >"$work/apt.conf" || true
+cat >>"$work/apt.conf" <<END
+Acquire::Retries "3";
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; "arm64"; };
+APT::Default-Release "$release-backports";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+Dir::Cache "$work";
+Dir::Cache::archives "archives";
+Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Etc::sourcelist "$work/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::State "$work/state";
+Dir::State::lists "$work/lists";
+Dir::State::status "$work/status";
+END
+# rustc wants a C compiler and a linker for x86-64, and the machine has them: no need to bring others.
+cat >"$work/status" <<END
+Package: of-the-machine
+Status: install ok installed
+Version: 1
+Architecture: all
+Multi-Arch: foreign
+Maintainer: nobody
+Description: what the machine has
+Provides: gcc (= 99), libc-dev, binutils (= 99)
+
+END
+apt() { APT_CONFIG="$work/apt.conf" apt-get -y -qq "$@" >>"$log" 2>&1; }
+why() { grep '^[EW]:' "$log" | head -n 1 || tail -n 1 "$log"; }
+
+: >"$log"
+found=
+for archive in "${archives[@]}"; do
+    option=
+    if [ -e "$keyring" ]; then option="[signed-by=$keyring] "; fi
+    printf "deb $option$archive %s main\n" "$release" "$release-backports" >"$work/sources.list"
+    say "reading the lists of Debian $release from $archive"
+    if apt -o APT::Update::Error-Mode=any update; then found=1; break; fi
+done
+[ "$found" ] || cannot "no archive that apt knows gave Debian $release: $(why)"
+
+say "downloading Debian's rustc, linker and qemu (180 MB)"
+# Whatever an interrupted run brought and has a newer version since must not be unpacked beside it.
+apt autoclean
+apt install --download-only "${host[@]}" || cannot "the packages cannot be downloaded: $(why)"
+(cd "$work/archives" && apt download "${arm[@]}") || cannot "the packages cannot be downloaded: $(why)"
+
+say "unpacking"
+new="$work/tree"
+rm -rf "$new"
+mkdir -p "$new/usr/lib" "$new/usr/lib64"
+ln -s usr/lib "$new/lib"
+ln -s usr/lib64 "$new/lib64"
+for package in "$work"/archives/*.deb; do
+    # qemu's package has forty emulators.
+    case $package in
+    */qemu-user_*) what=(./usr/bin/qemu-aarch64) ;;
+    *) what=(--exclude=./usr/share --exclude=./usr/include --exclude=gconv .) ;;
+    esac
+    dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner -C "$new" "${what[@]}"
+done
+
+# What is dynamic runs through the loader that came with it. `usr` is what rustc and rustdoc take for their sysroot.
+wrap() { # NAME ARGUMENTS-IN-SHELL
+    mv "$new/usr/bin/$1" "$new/usr/bin/$1.elf"
+    cat >"$new/usr/bin/$1" <<END
+#!/bin/sh
+usr=\${0%/*}/..
+lib=\$usr/lib/aarch64-linux-gnu
+gcc=\$usr/lib/gcc/aarch64-linux-gnu/14
+exec "\$usr/lib64/ld-linux-x86-64.so.2" --library-path "\$usr/lib/x86_64-linux-gnu" "\$usr/bin/$1.elf" $2
+END
+    chmod +x "$new/usr/bin/$1"
+}
+wrap rustc '"$@"'
+wrap rustdoc '"$@"'
+# What gcc would add when it calls the linker, so that gcc is not needed.
+wrap aarch64-linux-gnu-ld '--sysroot="$usr/.." -dynamic-linker /lib/ld-linux-aarch64.so.1 -L "$lib" -L "$gcc" \
+    "$lib/Scrt1.o" "$lib/crti.o" "$gcc/crtbeginS.o" "$@" "$gcc/crtendS.o" "$lib/crtn.o"'
+
+say "trying it"
+cat >"$work/try.rs" <<'END'
+fn main() {
+    assert!(std::arch::is_aarch64_feature_detected!("neon"));
+    assert!(std::panic::catch_unwind(|| panic!("on purpose")).is_err());
+}
+END
+"$new/usr/bin/rustc" -O --target aarch64-unknown-linux-gnu -C linker="$new/usr/bin/aarch64-linux-gnu-ld" \
+    -o "$work/try" "$work/try.rs" >&2
+"$new/usr/bin/qemu-aarch64" -cpu cortex-a72 -L "$new" "$work/try" >>"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+
+mv "$new" "$tree"
+rm -rf "$work"
+say "ready: $tree ($(du -sm "$tree" | cut -f 1) MB)"
+echo "$tree"
