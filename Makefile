@@ -12,7 +12,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint data weights train-demo bench-accuracy bench-gpu python-packages clean
+.PHONY: help demo test test-arm test-gpu lint data weights train-demo bench-accuracy bench-gpu python-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,6 +26,10 @@ test: python-packages weights ## every test: units, programs end to end, a forei
 	$(PYTHON) -m unittest discover -s tools/data -p 'test_*.py'
 	$(CARGO) build --release --workspace --bins --tests
 	$(CARGO) test --release --workspace --no-fail-fast
+	$(MAKE) --no-print-directory test-arm
+
+test-arm: ## the quantizer's tests for 64-bit ARM (its NEON kernels) in an emulator, fetched by apt and installed nowhere
+	CARGO="$(CARGO)" tools/arm/test.sh
 
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
 	CARGO_TARGET_DIR=$(GPU_TARGET) CARGO="$(CARGO)" trainer/test-gpu.sh

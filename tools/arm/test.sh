@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# What `make test-arm` runs: the quantizer's tests for 64-bit ARM, in an emulator, so that the NEON kernels are tested on a
+# machine that has none. Arguments go to `cargo test`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+case $(uname -m) in
+aarch64 | arm64)
+    echo "not needed: NEON kernels under emulation: this machine has NEON, and its own tests ran them"
+    exit
+    ;;
+esac
+
+status=0
+toolchain=$(tools/arm/toolchain.sh) || status=$?
+if [ "$status" = 3 ]; then
+    echo "skipped: NEON kernels under emulation: $toolchain" >&2
+    if [ "${CI:-}" = true ]; then exit 1; else exit 0; fi
+fi
+[ "$status" = 0 ] || exit "$status"
+
+# Whoever tunes builds for their own processor does not mean this one.
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+export CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/target-arm"
+export RUSTC="$toolchain/usr/bin/rustc" RUSTDOC="$toolchain/usr/bin/rustdoc"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER="$toolchain/usr/bin/aarch64-linux-gnu-ld"
+# The path and the C library go by variables, for cargo splits the runner at spaces. Qemu's default processor is slower by far.
+export PATH="$toolchain/usr/bin:$PATH" QEMU_LD_PREFIX="$toolchain"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu cortex-a72"
+
+mkdir -p "$CARGO_TARGET_DIR"
+log="$CARGO_TARGET_DIR/test.log"
+"${CARGO:-cargo}" test --release -p glimpse-quantizer --target aarch64-unknown-linux-gnu --no-fail-fast "$@" | tee "$log"
+
+# A kernel that is not compiled in, or not chosen, would pass unnoticed.
+if grep -rqE 'arch::\{?aarch64' quantizer/src; then
+    passed=$(grep -cE '^test .*neon.* \.\.\. ok$' "$log" || true)
+    if [ "$passed" = 0 ]; then
+        echo "no test with neon in its name ran, and quantizer/src has kernels for it" >&2
+        exit 1
+    fi
+    echo "NEON kernels under emulation: passed ($passed)"
+fi
