@@ -171,7 +171,7 @@ impl Codebook {
     }
 
     /// The centroids of each sub-space in turn, `[K, D / M]`.
-    fn sub_space_centroids(&self) -> impl Iterator<Item = &[f32]> {
+    pub(crate) fn sub_space_centroids(&self) -> impl Iterator<Item = &[f32]> {
         self.centroids.chunks_exact(self.centroids_per_sub_space * self.sub_dimension())
     }
 

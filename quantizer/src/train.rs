@@ -2,7 +2,7 @@
 //!
 //! As in the SSP research code (`method.md`, Anchors): plain L2 k-means, 10 iterations, best of 2 restarts, at most 1000
 //! points a centroid, no rotation. Ours adds k-means++ seeding (Arthur and Vassilvitskii 2007), repair of empty
-//! clusters, and the choice of a spherical objective (`method.md`, Known weaknesses, 2).
+//! clusters, and the choices of a spherical objective (`method.md`, Known weaknesses, 2) and of a rotation (OPQ).
 //!
 //! All sub-spaces go through the iterations in step, in parallel on the current rayon pool. Each has random numbers of
 //! its own and sums in a fixed order, so that a seed gives the same codebook at any number of threads.
@@ -16,11 +16,13 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::codebook::check_shape;
-use crate::{Codebook, CodebookError};
+use crate::lanes::Rows;
+use crate::{Centroids, Codebook, CodebookError, DIMENSION_MAX};
 
 mod kmeans;
+mod opq;
 
-use kmeans::{Clusters, Points};
+use kmeans::Clusters;
 
 /// How a codebook is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,9 @@ pub struct TrainOptions {
     /// Cluster directions (cosine) rather than points (L2). Each centroid then has the length that represents the
     /// sub-vectors of its cluster best, so that the codebook still encodes and searches by L2.
     pub spherical: bool,
+    /// Rounds of search for a rotation (OPQ) before the centroids are trained; 0 is none. A query and a code then cost
+    /// `D^2` multiplications more.
+    pub rotation_rounds: usize,
     /// More features than this times `centroids` are sampled down.
     pub max_points_per_centroid: usize,
 }
@@ -52,6 +57,7 @@ impl Default for TrainOptions {
             restarts: 2,
             seed: 0,
             spherical: false,
+            rotation_rounds: 0,
             max_points_per_centroid: 1000,
         }
     }
@@ -60,9 +66,9 @@ impl Default for TrainOptions {
 /// How far the training is: sent after each iteration of all sub-spaces.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
-    /// The iteration that ended, counted from 1 over all restarts.
+    /// The iteration that ended, counted from 1 over the rounds of the rotation and all restarts.
     pub step: usize,
-    /// Iterations there will be, over all restarts.
+    /// Iterations there will be.
     pub steps: usize,
     /// The objective a feature before that iteration's update; smaller is better. Squared L2 distance, or 1 - cosine summed over
     /// the sub-spaces where spherical.
@@ -105,7 +111,7 @@ pub enum TrainError {
     },
 }
 
-/// Trains a codebook without rotation on `features`, `[n, dimension]`, row-major.
+/// Trains a codebook on `features`, `[n, dimension]`, row-major.
 ///
 /// # Errors
 /// What is wrong with the features or the options; see [`TrainError`].
@@ -116,14 +122,25 @@ pub fn train(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Codebook, TrainError> {
     check(features, dimension, options)?;
-    let sample = sample(features, dimension, options);
+    let wanted = options.max_points_per_centroid.saturating_mul(options.centroids);
+    let sample = sample(features, dimension, wanted, options.seed);
     let features = sample.as_deref().unwrap_or(features);
     let count = features.len() / dimension;
     let sub_dimension = dimension / options.sub_spaces;
+    let steps = options.rotation_rounds + options.restarts * options.iterations;
+    let mut step = 0;
+    let mut report = |error: f64| {
+        step += 1;
+        progress(Progress { step, steps, error });
+    };
 
+    let rotation =
+        (options.rotation_rounds > 0).then(|| opq::rotation(features, dimension, options, &mut report));
+    let rotated = rotation.as_ref().map(|rotation| opq::rotate(features, dimension, rotation));
+    let features = rotated.as_deref().unwrap_or(features);
     let mut sub_spaces: Vec<SubSpace> = (0..options.sub_spaces)
         .map(|m| {
-            let points = Points::new(&features[m * sub_dimension..], count, dimension, sub_dimension);
+            let points = Rows::new(&features[m * sub_dimension..], count, sub_dimension, dimension);
             SubSpace { points, clusters: Clusters::default(), best: None }
         })
         .collect();
@@ -133,22 +150,63 @@ pub fn train(
             sub_space.clusters =
                 Clusters::seed(&sub_space.points, options.centroids, options.spherical, &mut random);
         });
-        for iteration in 0..options.iterations {
+        for _ in 0..options.iterations {
             let errors: Vec<f64> = sub_spaces
                 .par_iter_mut()
                 .map(|SubSpace { points, clusters, .. }| clusters.iterate(points))
                 .collect();
-            progress(Progress {
-                step: restart * options.iterations + iteration + 1,
-                steps: options.restarts * options.iterations,
-                error: errors.iter().sum::<f64>() / count as f64,
-            });
+            report(errors.iter().sum::<f64>() / count as f64);
         }
         sub_spaces.par_iter_mut().for_each(SubSpace::keep_best);
     }
     let centroids =
         sub_spaces.into_iter().filter_map(|sub_space| sub_space.best).flat_map(|best| best.1).collect();
-    Ok(Codebook::new(options.sub_spaces, options.centroids, dimension, centroids, None)?)
+    Ok(Codebook::new(options.sub_spaces, options.centroids, dimension, centroids, rotation)?)
+}
+
+/// How centroids of whole vectors are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClusterOptions {
+    /// K, the number of centroids.
+    pub centroids: usize,
+    /// Lloyd iterations.
+    pub iterations: usize,
+    /// The same seed and features give the same centroids.
+    pub seed: u64,
+    /// More features than this times `centroids` are sampled down.
+    pub max_points_per_centroid: usize,
+}
+
+/// Trains centroids of whole vectors on `features`, `[n, dimension]`, row-major, by L2 k-means.
+///
+/// # Errors
+/// What is wrong with the features or the options; see [`TrainError`].
+pub fn cluster(
+    features: &[f32],
+    dimension: usize,
+    options: &ClusterOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Centroids, TrainError> {
+    let ClusterOptions { centroids, iterations, seed, max_points_per_centroid } = *options;
+    if dimension == 0 || dimension > DIMENSION_MAX {
+        return Err(CodebookError::Dimension { dimension }.into());
+    }
+    check_options(&[
+        ("centroids", centroids),
+        ("iterations", iterations),
+        ("max_points_per_centroid", max_points_per_centroid),
+    ])?;
+    check_features(features, dimension, centroids)?;
+    let sample = sample(features, dimension, max_points_per_centroid.saturating_mul(centroids), seed);
+    let features = sample.as_deref().unwrap_or(features);
+    let count = features.len() / dimension;
+    let points = Rows::new(features, count, dimension, dimension);
+    let mut clusters = Clusters::seed(&points, centroids, false, &mut random(seed, 1));
+    for step in 1..=iterations {
+        let error = clusters.iterate(&points) / count as f64;
+        progress(Progress { step, steps: iterations, error });
+    }
+    Ok(Centroids::new(clusters.into_centroids(), dimension)?)
 }
 
 /// The mean squared L2 distance between `features`, `[n, D]`, and what their codes stand for. An incomplete last
@@ -171,7 +229,7 @@ pub fn quantization_error(codebook: &Codebook, features: &[f32]) -> f32 {
 
 /// One sub-space in training.
 struct SubSpace<'a> {
-    points: Points<'a>,
+    points: Rows<'a>,
     clusters: Clusters,
     /// The smallest error of a finished restart, and its centroids.
     best: Option<(f64, Vec<f32>)>,
@@ -188,20 +246,28 @@ impl SubSpace<'_> {
 
 fn check(features: &[f32], dimension: usize, options: &TrainOptions) -> Result<(), TrainError> {
     check_shape(options.sub_spaces, options.centroids, dimension)?;
-    let positive = [
+    check_options(&[
         ("iterations", options.iterations),
         ("restarts", options.restarts),
         ("max_points_per_centroid", options.max_points_per_centroid),
-    ];
-    if let Some((option, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
-        return Err(TrainError::Zero { option });
+    ])?;
+    check_features(features, dimension, options.centroids)
+}
+
+fn check_options(positive: &[(&'static str, usize)]) -> Result<(), TrainError> {
+    match positive.iter().find(|(_, value)| *value == 0) {
+        Some((option, _)) => Err(TrainError::Zero { option }),
+        None => Ok(()),
     }
+}
+
+fn check_features(features: &[f32], dimension: usize, centroids: usize) -> Result<(), TrainError> {
     if !features.len().is_multiple_of(dimension) {
         return Err(TrainError::Ragged { values: features.len(), dimension });
     }
     let count = features.len() / dimension;
-    if count < options.centroids {
-        return Err(TrainError::TooFewPoints { features: count, centroids: options.centroids });
+    if count < centroids {
+        return Err(TrainError::TooFewPoints { features: count, centroids });
     }
     match features.iter().position(|x| !x.is_finite()) {
         Some(place) => Err(TrainError::NotFinite { row: place / dimension }),
@@ -209,14 +275,13 @@ fn check(features: &[f32], dimension: usize, options: &TrainOptions) -> Result<(
     }
 }
 
-/// At most `max_points_per_centroid * centroids` of the features, in their order; `None` where all are used.
-fn sample(features: &[f32], dimension: usize, options: &TrainOptions) -> Option<Vec<f32>> {
+/// At most `wanted` of the features, in their order; `None` where all are used.
+fn sample(features: &[f32], dimension: usize, wanted: usize, seed: u64) -> Option<Vec<f32>> {
     let count = features.len() / dimension;
-    let wanted = options.max_points_per_centroid.saturating_mul(options.centroids);
     if count <= wanted {
         return None;
     }
-    let mut rows = seq::index::sample(&mut random(options.seed, 0), count, wanted).into_vec();
+    let mut rows = seq::index::sample(&mut random(seed, 0), count, wanted).into_vec();
     rows.sort_unstable();
     Some(rows.into_iter().flat_map(|row| &features[row * dimension..][..dimension]).copied().collect())
 }

@@ -1,8 +1,11 @@
 //! Training: against naive k-means, across thread pools, and on data that must be refused.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use glimpse_quantizer::train::{Progress, TrainError, TrainOptions, quantization_error, train};
-use glimpse_quantizer::{Codebook, CodebookError};
+use glimpse_quantizer::scan::{Candidates, Probe};
+use glimpse_quantizer::train::{
+    ClusterOptions, Progress, TrainError, TrainOptions, cluster, quantization_error, train,
+};
+use glimpse_quantizer::{Centroids, Codebook, CodebookError, Encoder, Kernel};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -220,5 +223,132 @@ fn what_cannot_be_trained_is_refused_by_name() {
         let mut features = features.clone();
         features[3 * D + 1] = bad;
         assert_eq!(error(&features, options(2)), TrainError::NotFinite { row: 3 });
+    }
+}
+
+/// Features whose variance lies across the sub-spaces: three axes, turned away from the coordinates.
+fn turned(count: usize, seed: u64) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let axes: Vec<f32> = (0..3 * D).map(|_| random.random_range(-1.0..1.0)).collect();
+    (0..count)
+        .flat_map(|_| {
+            let along: [f32; 3] = std::array::from_fn(|_| random.random_range(-1.0..1.0));
+            let noise: [f32; D] = std::array::from_fn(|_| random.random_range(-0.01..0.01));
+            (0..D)
+                .map(|i| noise[i] + (0..3).map(|a| along[a] * axes[a * D + i]).sum::<f32>())
+                .collect::<Vec<f32>>()
+        })
+        .collect()
+}
+
+#[test]
+fn a_rotation_lowers_the_error_where_variance_lies_across_sub_spaces() {
+    let features = turned(2000, 1);
+    let without = quantization_error(&trained(&features, &options(16)), &features);
+    let rotated = trained(&features, &TrainOptions { rotation_rounds: 10, ..options(16) });
+    assert!(rotated.rotation().is_some());
+    let with = quantization_error(&rotated, &features);
+    assert!(with < 0.5 * without, "{with} against {without}");
+}
+
+#[test]
+fn rounds_of_the_rotation_never_raise_the_error() {
+    let mut errors = Vec::new();
+    let options = TrainOptions { rotation_rounds: 15, restarts: 1, ..options(16) };
+    train(&turned(1000, 2), D, &options, &mut |progress| errors.push(progress.error)).unwrap();
+    assert_eq!(errors.len(), 25);
+    // Both halves of a round lower it; 1e-4 is what a decomposition in f32 may lose.
+    assert!(errors[..15].is_sorted_by(|a, b| *b <= a * 1.0001), "{errors:?}");
+}
+
+#[test]
+fn a_rotation_is_the_same_at_any_number_of_threads() {
+    let features = turned(500, 3);
+    let options = TrainOptions { rotation_rounds: 3, ..options(8) };
+    let in_pool = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| trained(&features, &options))
+    };
+    assert_eq!(in_pool(1), in_pool(5));
+}
+
+#[test]
+fn features_without_any_variance_still_get_a_rotation() {
+    let codebook = trained(&[0.5; 50 * D], &TrainOptions { rotation_rounds: 2, ..options(4) });
+    assert!(quantization_error(&codebook, &[0.5; 50 * D]) < 1e-9);
+}
+
+#[test]
+fn clusters_of_whole_vectors_find_the_centres_they_were_drawn_around() {
+    let features = features(2000, 12);
+    let options = ClusterOptions { centroids: 40, iterations: 20, seed: 3, max_points_per_centroid: 256 };
+    let mut errors = Vec::new();
+    let centroids = cluster(&features, D, &options, &mut |progress| errors.push(progress.error)).unwrap();
+    assert!(errors.is_sorted_by(|a, b| *b <= a * (1.0 + 1e-6)), "{errors:?}");
+    // Noise of 0.1 either way has a variance of 0.01 / 3 in each dimension.
+    assert!(errors[19] < 0.01 / 3.0 * D as f64 * 1.5, "{errors:?}");
+    let mut nearest = vec![0; 2000];
+    centroids.assign(&features, &mut nearest).unwrap();
+    for (x, k) in features.chunks(D).zip(nearest) {
+        let distance = |c: &[f32]| x.iter().zip(c).map(|(x, c)| (x - c).powi(2)).sum::<f32>();
+        let smallest = centroids.values().chunks(D).map(distance).fold(f32::INFINITY, f32::min);
+        assert!(distance(centroids.get(k)) <= smallest + 1e-5);
+        let by_product = centroids.nearest(x, 40).unwrap();
+        let product = |k: u32| x.iter().zip(centroids.get(k)).map(|(x, c)| x * c).sum::<f32>();
+        assert!(by_product.len() == 40 && by_product.is_sorted_by(|a, b| a.1 >= b.1));
+        assert!(by_product.iter().all(|(k, found)| (product(*k) - found).abs() < 1e-5));
+    }
+}
+
+#[test]
+fn vectors_that_cannot_be_clustered_are_refused_by_name() {
+    let options = ClusterOptions { centroids: 4, iterations: 2, seed: 0, max_points_per_centroid: 256 };
+    let error = |features: &[f32], dimension, options: ClusterOptions| {
+        cluster(features, dimension, &options, &mut |_| ()).unwrap_err()
+    };
+    assert_eq!(error(&[0.0; 3 * D], D, options), TrainError::TooFewPoints { features: 3, centroids: 4 });
+    assert_eq!(error(&[], 0, options), TrainError::Shape(CodebookError::Dimension { dimension: 0 }));
+    let zero = ClusterOptions { centroids: 0, ..options };
+    assert_eq!(error(&[0.0; 3 * D], D, zero), TrainError::Zero { option: "centroids" });
+    assert!(Centroids::new(Vec::new(), D).is_err() && Centroids::new(vec![0.0; D + 1], D).is_err());
+    let centroids = Centroids::new(vec![0.5; D], D).unwrap();
+    assert!(centroids.nearest(&[0.0; 3], 1).is_err() && centroids.assign(&[0.0; D], &mut [0; 2]).is_err());
+}
+
+/// At every width, with and without a rotation, at every kernel here.
+#[test]
+fn an_encoder_gives_the_codes_of_its_codebook() {
+    let features = features(500, 13);
+    for (centroids, rotation_rounds) in [(16, 0), (16, 2), (100, 0), (256, 2)] {
+        let codebook = trained(&features, &TrainOptions { rotation_rounds, ..options(centroids) });
+        let mut expected = vec![0; 500 * 3];
+        for (x, code) in features.chunks(D).zip(expected.chunks_mut(3)) {
+            codebook.encode(x, code).unwrap();
+        }
+        for kernel in Kernel::available() {
+            let encoder = Encoder::with_kernel(codebook.clone(), kernel);
+            let mut codes = vec![0; 500 * 3];
+            encoder.encode(&features, &mut codes).unwrap();
+            assert_eq!(codes, expected, "{kernel:?}");
+            let (table, exact) =
+                (encoder.table(&features[..D]).unwrap(), codebook.adc_table(&features[..D]).unwrap());
+            let packed = encoder.pack(&codes).unwrap();
+            let mut candidates = [Candidates::new(500)];
+            packed.view().scan(
+                0,
+                std::slice::from_ref(&table),
+                &[Probe { query: 0, bias: 0 }],
+                &mut candidates,
+                None,
+            );
+            let [candidates] = candidates;
+            for (sum, position) in candidates.into_sorted() {
+                let similarity = exact.similarity(&codes[position as usize * 3..][..3]);
+                // 1e-5: rounding of sums of a dozen numbers.
+                assert!((table.similarity(sum) - similarity).abs() <= table.error_max() + 1e-5);
+            }
+            assert!(encoder.encode(&features[1..], &mut codes).is_err() && encoder.table(&[0.0]).is_err());
+            assert!(encoder.encode(&features, &mut codes[1..]).is_err() && encoder.pack(&[0]).is_err());
+        }
     }
 }

@@ -1,0 +1,112 @@
+//! Centroids of whole vectors: what inverted lists gather around.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::Kernel;
+use crate::codebook::{CodebookError, DIMENSION_MAX, DimensionError};
+use crate::lanes::{Rows, Transposed, assign};
+
+/// K centroids of D dimensions, validated and immutable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Centroids {
+    /// `[K, D]`
+    values: Vec<f32>,
+    dimension: usize,
+    /// `||c||^2 / 2` of each.
+    offsets: Vec<f32>,
+    transposed: Transposed,
+}
+
+impl Centroids {
+    /// Checks and keeps `values`, shape `[K, dimension]`.
+    ///
+    /// # Errors
+    /// A dimension that is 0 or too large, no or half a centroid, or a value that is not finite.
+    pub fn new(values: Vec<f32>, dimension: usize) -> Result<Self, CodebookError> {
+        if dimension == 0 || dimension > DIMENSION_MAX {
+            return Err(CodebookError::Dimension { dimension });
+        }
+        if values.is_empty()
+            || !values.len().is_multiple_of(dimension)
+            || values.len() / dimension > u32::MAX as usize
+        {
+            let expected = (values.len() / dimension).max(1) * dimension;
+            return Err(CodebookError::Length { tensor: "centroids", got: values.len(), expected });
+        }
+        if values.iter().any(|x| !x.is_finite()) {
+            return Err(CodebookError::NotFinite { tensor: "centroids" });
+        }
+        let offsets =
+            values.chunks_exact(dimension).map(|c| 0.5 * c.iter().map(|x| x * x).sum::<f32>()).collect();
+        let transposed = Transposed::new(&values, dimension);
+        Ok(Self { values, dimension, offsets, transposed })
+    }
+
+    /// K, the number of centroids.
+    pub fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// Never: there is at least one.
+    pub fn is_empty(&self) -> bool {
+        self.offsets.is_empty()
+    }
+
+    /// D
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// All centroids, `[K, D]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Centroid `k`, `[D]`.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn get(&self, k: u32) -> &[f32] {
+        &self.values[k as usize * self.dimension..][..self.dimension]
+    }
+
+    /// The nearest centroid (by L2 distance) of each of `points`, `[n, D]`, into `nearest`, `[n]`.
+    ///
+    /// # Errors
+    /// Lengths that do not fit.
+    pub fn assign(&self, points: &[f32], nearest: &mut [u32]) -> Result<(), DimensionError> {
+        if nearest.len().checked_mul(self.dimension) != Some(points.len()) {
+            return Err(DimensionError::Embedding {
+                got: points.len(),
+                expected: self.dimension * nearest.len(),
+            });
+        }
+        let rows = Rows::new(points, nearest.len(), self.dimension, self.dimension);
+        let mut found = vec![(0, 0.0); nearest.len()];
+        assign(Kernel::detect(), &self.values, &self.offsets, &rows, &mut found);
+        nearest.iter_mut().zip(found).for_each(|(nearest, found)| *nearest = found.0);
+        Ok(())
+    }
+
+    /// The `count` centroids with the largest inner products with `query`, `[D]`, nearest first, and those products; ties
+    /// by number.
+    ///
+    /// # Errors
+    /// A length that does not fit.
+    pub fn nearest(&self, query: &[f32], count: usize) -> Result<Vec<(u32, f32)>, DimensionError> {
+        if query.len() != self.dimension {
+            return Err(DimensionError::Embedding { got: query.len(), expected: self.dimension });
+        }
+        let mut products = vec![0.0; self.transposed.lanes()];
+        self.transposed.products(Kernel::detect(), query, &mut products);
+        let mut ranked: Vec<(u32, f32)> = (0..).zip(products).take(self.len()).collect();
+        let nearer = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if 0 < count && count < ranked.len() {
+            ranked.select_nth_unstable_by(count - 1, nearer);
+        }
+        ranked.truncate(count);
+        ranked.sort_unstable_by(nearer);
+        Ok(ranked)
+    }
+}
