@@ -39,6 +39,10 @@ pub struct Train {
     /// Spherical k-means: anchors of unit length, as the loss compares them.
     #[arg(long)]
     spherical: bool,
+    /// Rounds of search for a rotation (OPQ) before k-means. The codes are better, but each query and each photo then
+    /// costs D x D multiplications more.
+    #[arg(long, value_name = "ROUNDS", default_value_t = 0)]
+    rotation_rounds: usize,
 }
 
 impl Train {
@@ -63,11 +67,12 @@ impl Train {
             restarts: self.restarts,
             seed: self.seed,
             spherical: self.spherical,
+            rotation_rounds: self.rotation_rounds,
             ..TrainOptions::default()
         };
         let mut embeddings = features.read(0..features.count())?;
         embeddings.chunks_exact_mut(bundle.dimension).for_each(to_unit_unless_it_is);
-        let progress = Progress::new("k-means", (self.iterations * self.restarts) as u64);
+        let progress = Progress::new("k-means", (self.rotation_rounds + self.iterations * self.restarts) as u64);
         let codebook =
             train(&embeddings, bundle.dimension, &options, &mut |at| progress.set(at.step as u64))?;
         progress.finish();
