@@ -103,24 +103,27 @@ macro_rules! for_each_kernel {
         mod $name {
             use super::*;
 
-            pub(super) fn plain($($argument: $type),*) {
+            pub(crate) fn plain($($argument: $type),*) {
                 super::$function::<{ cfg!(all(target_arch = "aarch64", feature = "std")) }>($($argument),*);
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            pub(super) fn avx2($($argument: $type),*) {
+            pub(crate) fn avx2($($argument: $type),*) {
                 super::$function::<{ cfg!(feature = "std") }>($($argument),*);
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-            pub(super) fn avx512($($argument: $type),*) {
+            pub(crate) fn avx512($($argument: $type),*) {
                 super::$function::<{ cfg!(feature = "std") }>($($argument),*);
             }
         }
     };
 }
+
+pub(crate) use dispatch;
+pub(crate) use for_each_kernel;
 
 /// For each of the points the number of the nearest of `centroids`, `[K, dimension]` with K at most 256, by L2 distance: the
 /// first of equals, and the first of all where the point has a NaN. Writes one to the start of each `code_stride` bytes of

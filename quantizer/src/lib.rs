@@ -10,6 +10,7 @@
 //! - [`Encoder`]: a codebook made ready for many embeddings and queries.
 //! - [`scan`]: codes packed for SIMD, and one pass over them that finds the best for one query or many. [`Kernel`] says which
 //!   instructions are used; it is found out at run time with the feature `std`.
+//! - [`exact`]: features in f32, f16 or i8, by which candidates are ranked in the end.
 //! - `Centroids` (feature `std`): centroids of whole vectors, for inverted lists.
 //! - `train` (feature `train`): k-means and OPQ, which make codebooks and centroids from features.
 //!
@@ -53,6 +54,7 @@ pub mod adc;
 mod centroids;
 pub mod codebook;
 mod encoder;
+pub mod exact;
 mod file;
 mod kernel;
 mod lanes;
@@ -65,4 +67,5 @@ pub use adc::AdcTable;
 pub use centroids::Centroids;
 pub use codebook::{CodeError, Codebook, CodebookError, DIMENSION_MAX, DimensionError};
 pub use encoder::Encoder;
+pub use exact::{ExactRows, Precision};
 pub use kernel::{Kernel, KernelMissing};

@@ -47,6 +47,21 @@ impl Candidates {
         }
     }
 
+    /// Offers a similarity instead of a score: the same reservoir for exact search. One that is not a number is not taken.
+    #[inline]
+    pub fn offer(&mut self, similarity: f32, position: u32) {
+        let score = ordered(similarity);
+        if score >= self.threshold && !similarity.is_nan() {
+            self.push(score, position);
+        }
+    }
+
+    /// As [`into_sorted`](Self::into_sorted), where similarities were offered.
+    pub fn into_similarities(self) -> impl ExactSizeIterator<Item = (f32, u32)> {
+        self.into_sorted()
+            .map(|(score, position)| (f32::from_bits(ordered_bits(score).cast_unsigned()), position))
+    }
+
     /// Drops all but the best, and raises the threshold to the worst of those.
     fn cut(&mut self) {
         if self.keys.len() >= self.wanted && self.wanted > 0 {
@@ -77,6 +92,18 @@ impl Candidates {
         self.cut();
         self.keys.into_iter().map(position_of)
     }
+}
+
+/// A number that orders as the float does: those below zero with their other bits turned.
+#[inline]
+fn ordered(similarity: f32) -> i32 {
+    ordered_bits(similarity.to_bits().cast_signed())
+}
+
+/// Its own inverse.
+#[inline]
+fn ordered_bits(bits: i32) -> i32 {
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
 }
 
 /// The score in the upper half, turned so that it orders as an unsigned number; the position inverted in the lower one.
@@ -129,6 +156,17 @@ mod tests {
             all.truncate(wanted);
             prop_assert_eq!(merged.into_sorted().collect::<Vec<_>>(), all.clone());
             prop_assert_eq!(whole.into_sorted().collect::<Vec<_>>(), all);
+        }
+
+        #[test]
+        fn similarities_order_as_numbers(similarities in prop::collection::vec(-1.0..1.0_f32, 0..300), wanted in 0..40_usize) {
+            let mut candidates = Candidates::new(wanted);
+            similarities.iter().zip(0..).for_each(|(similarity, position)| candidates.offer(*similarity, position));
+            candidates.offer(f32::NAN, 1000);
+            let mut all: Vec<(f32, u32)> = similarities.into_iter().zip(0..).collect();
+            all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            all.truncate(wanted);
+            prop_assert_eq!(candidates.into_similarities().collect::<Vec<_>>(), all);
         }
     }
 }
