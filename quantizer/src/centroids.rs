@@ -4,8 +4,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::Kernel;
+use crate::assign::assign;
 use crate::codebook::{CodebookError, DIMENSION_MAX, DimensionError};
-use crate::lanes::{Rows, Transposed, assign};
+use crate::lanes::{Rows, Transposed};
 
 /// K centroids of D dimensions, validated and immutable.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,8 +90,11 @@ impl Centroids {
         Ok(())
     }
 
-    /// The `count` centroids with the largest inner products with `query`, `[D]`, nearest first, and those products; ties
-    /// by number.
+    /// The `count` centroids nearest to `query`, `[D]`, by L2 distance, nearest first with ties by number, and their inner
+    /// products with it.
+    ///
+    /// By distance, as points are assigned: the product alone prefers long centroids, and finds fewer of the neighbours of unit
+    /// vectors in as many lists (recall@10 of .93 against .98 in 16 of 1024).
     ///
     /// # Errors
     /// A length that does not fit.
@@ -100,13 +104,15 @@ impl Centroids {
         }
         let mut products = vec![0.0; self.transposed.lanes()];
         self.transposed.products(Kernel::detect(), query, &mut products);
-        let mut ranked: Vec<(u32, f32)> = (0..).zip(products).take(self.len()).collect();
+        // (||q||^2 - ||q - c||^2) / 2
+        let nearness = products.iter().zip(&self.offsets).map(|(product, offset)| product - offset);
+        let mut ranked: Vec<(u32, f32)> = (0..).zip(nearness).collect();
         let nearer = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if 0 < count && count < ranked.len() {
             ranked.select_nth_unstable_by(count - 1, nearer);
         }
         ranked.truncate(count);
         ranked.sort_unstable_by(nearer);
-        Ok(ranked)
+        Ok(ranked.into_iter().map(|(k, _)| (k, products[k as usize])).collect())
     }
 }

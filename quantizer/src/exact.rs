@@ -4,9 +4,11 @@
 //! |---|---|---|
 //! | `F32` | 4 D | 0 |
 //! | `F16` | 2 D | 2^-11 + sqrt(D) 2^-25 |
-//! | `I8` | D + 4 | sqrt(D) / 254 of the largest component of the row |
+//! | `I8` | D + 4 | e / (1 - e), where e is sqrt(D) / 254 of the largest component of the row |
 //!
-//! The row of `I8` is a scale, the largest component divided by 127, and D whole numbers of it. Sums are made in 16 lanes and
+//! The row of `I8` is a scale and D whole numbers from -127 to 127, of which the largest component gets the largest. The scale
+//! is such that the product of the row with what is kept of it is right: what is lost then lies across the row, and a
+//! query near it does not see it (as in RaBitQ, Gao and Long 2024). Sums are made in 16 lanes and
 //! without fused multiplication, so that a similarity has the same bits on every processor.
 
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
@@ -17,7 +19,11 @@ use half::f16;
 
 use crate::Kernel;
 use crate::codebook::DimensionError;
-use crate::lanes::{LANES, dispatch, for_each_kernel};
+use crate::lanes::LANES;
+use crate::register::{Register, from_half};
+
+/// The largest dimension of rows: far more than any network's, and far from any overflow.
+const ROW_MAX: usize = 1 << 24;
 
 /// How a feature is kept for exact ranking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,14 +62,18 @@ impl Precision {
 
     /// How far the similarity of a unit query with a unit row may be from that of the row as it was.
     ///
-    /// Of `F16`: each component is rounded by 2^-11 of itself at most, or by 2^-25 where it is tiny; of `I8`: by half a
-    /// scale, and the sum of the components of a unit query is `sqrt(D)` at most (Cauchy and Schwarz, for each).
+    /// Of `F16`: each component is rounded by 2^-11 of itself at most, or by 2^-25 where it is tiny. Of `I8`: each by half of a
+    /// 127th of the largest at most, so that what is lost is no longer than e; the scale takes away what of it lies along
+    /// the row, and stretches the rest by `1 / (1 - e)` at most. (Cauchy and Schwarz, for each.)
     pub fn error_max(self, dimension: usize) -> f32 {
         let root = libm::sqrtf(dimension as f32);
         match self {
             Self::F32 => 0.0,
             Self::F16 => 1.0 / 2048.0 + root / (1 << 25) as f32,
-            Self::I8 => root / 254.0,
+            Self::I8 => {
+                let lost = root / 254.0;
+                lost / (1.0 - lost)
+            }
         }
     }
 
@@ -74,10 +84,16 @@ impl Precision {
             Self::F16 => out.extend(row.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes())),
             Self::I8 => {
                 let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-                let scale = largest / 127.0;
-                let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+                // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, in vector registers.
+                const ROUND: f32 = 12_582_912.0;
+                let whole = |x: &f32| (x * inverse + ROUND) - ROUND;
+                let (length, kept) = row.iter().fold((0.0_f64, 0.0_f64), |(length, kept), x| {
+                    (length + f64::from(*x) * f64::from(*x), kept + f64::from(*x) * f64::from(whole(x)))
+                });
+                let scale = if kept > 0.0 { (length / kept) as f32 } else { 0.0 };
                 out.extend(scale.to_le_bytes());
-                out.extend(row.iter().map(|x| (libm::roundf(x * inverse) as i8).cast_unsigned()));
+                out.extend(row.iter().map(|x| (whole(x) as i8).cast_unsigned()));
             }
         }
     }
@@ -120,8 +136,9 @@ impl<'a> ExactRows<'a> {
     /// # Errors
     /// Where the bytes are no whole rows.
     pub fn new(precision: Precision, dimension: usize, bytes: &'a [u8]) -> Result<Self, DimensionError> {
-        let row = precision.row_bytes(dimension);
-        if dimension == 0 || !bytes.len().is_multiple_of(row) {
+        // A dimension that a file tells must not overflow what follows from it.
+        let row = if dimension > ROW_MAX { 0 } else { precision.row_bytes(dimension) };
+        if dimension == 0 || row == 0 || !bytes.len().is_multiple_of(row) {
             return Err(DimensionError::Embedding { got: bytes.len(), expected: row });
         }
         Ok(Self { precision, dimension, kernel: Kernel::detect(), bytes })
@@ -160,9 +177,7 @@ impl<'a> ExactRows<'a> {
             query.len() == self.dimension && positions.len() == similarities.len(),
             "one place a position"
         );
-        let rows = positions.len();
-        let at = |i: usize| positions[i] as usize;
-        dispatch!(self.kernel, rows_by(self, query, rows, &at, similarities));
+        Work { rows: self, query, at: |i: usize| positions[i] as usize }.run(similarities);
     }
 
     /// Inner products of `query`, `[D]`, with the rows from `first` on, into `similarities`.
@@ -171,43 +186,75 @@ impl<'a> ExactRows<'a> {
     /// Where there are not as many rows, or the query has another length.
     pub fn similarities_from(&self, query: &[f32], first: usize, similarities: &mut [f32]) {
         assert!(query.len() == self.dimension, "a query of the same dimension");
-        let rows = similarities.len();
-        let at = |i: usize| first + i;
-        dispatch!(self.kernel, rows_by(self, query, rows, &at, similarities));
+        Work { rows: self, query, at: |i: usize| first + i }.run(similarities);
     }
 }
 
 /// Rows whose memory is asked for ahead of use: about as many as a core can wait for at once.
 const AHEAD: usize = 12;
 
-for_each_kernel!(rows_by = rows_of(rows: &ExactRows<'_>, query: &[f32], count: usize, at: &dyn Fn(usize) -> usize, similarities: &mut [f32]));
+/// What the kernels work on.
+struct Work<'a, A> {
+    rows: &'a ExactRows<'a>,
+    query: &'a [f32],
+    /// The row of each similarity.
+    at: A,
+}
 
-#[inline(always)]
-fn rows_of<const FUSED: bool>(
-    rows: &ExactRows<'_>,
-    query: &[f32],
-    count: usize,
-    at: &dyn Fn(usize) -> usize,
-    similarities: &mut [f32],
-) {
-    let bytes = rows.precision.row_bytes(rows.dimension);
-    let ahead = |i: usize| {
-        if i < count {
-            prefetch(row(rows.bytes, at(i), bytes));
+impl<A: Fn(usize) -> usize> Work<'_, A> {
+    fn run(&self, similarities: &mut [f32]) {
+        match self.rows.kernel.checked() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the processor has what the kernel needs.
+            Ok(Kernel::Avx512) => unsafe { self.avx512(similarities) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Ok(Kernel::Avx2) => unsafe { self.avx2(similarities) },
+            // SAFETY: plain arrays need nothing.
+            _ => unsafe { self.run_with::<[f32; LANES]>(similarities) },
         }
-    };
-    (0..AHEAD).for_each(ahead);
-    for (i, similarity) in similarities.iter_mut().enumerate() {
-        ahead(i + AHEAD);
-        let row = row(rows.bytes, at(i), bytes);
-        *similarity = match rows.precision {
-            Precision::F32 => dot(query, row.as_chunks::<4>().0, |x| f32::from_le_bytes(*x)),
-            Precision::F16 => dot(query, row.as_chunks::<2>().0, |x| from_half(*x)),
-            Precision::I8 => {
-                let (scale, row) = scaled(row);
-                scale * dot(query, row, |x| f32::from(x.cast_signed()))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn avx512(&self, similarities: &mut [f32]) {
+        // SAFETY: this function has the instructions enabled.
+        unsafe { self.run_with::<core::arch::x86_64::__m512>(similarities) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2(&self, similarities: &mut [f32]) {
+        // SAFETY: this function has the instructions enabled.
+        unsafe { self.run_with::<[core::arch::x86_64::__m256; 2]>(similarities) }
+    }
+
+    /// # Safety
+    /// The caller has the instructions of `R` enabled.
+    #[inline(always)]
+    unsafe fn run_with<R: Register>(&self, similarities: &mut [f32]) {
+        let ExactRows { precision, dimension, bytes, .. } = *self.rows;
+        let row_bytes = precision.row_bytes(dimension);
+        let count = similarities.len();
+        let ahead = |i: usize| {
+            if i < count {
+                prefetch(row(bytes, (self.at)(i), row_bytes));
             }
         };
+        (0..AHEAD).for_each(ahead);
+        for (i, similarity) in similarities.iter_mut().enumerate() {
+            ahead(i + AHEAD);
+            let row = row(bytes, (self.at)(i), row_bytes);
+            // SAFETY: the caller's promise, thrice.
+            *similarity = match precision {
+                Precision::F32 => unsafe { dot::<R, _>(self.query, row.as_chunks().0, |x| R::load_f32(x)) },
+                Precision::F16 => unsafe { dot::<R, _>(self.query, row.as_chunks().0, |x| R::load_f16(x)) },
+                Precision::I8 => {
+                    let (scale, row) = scaled(row);
+                    scale * unsafe { dot::<R, _>(self.query, row, |x| R::load_i8(x)) }
+                }
+            };
+        }
     }
 }
 
@@ -216,19 +263,31 @@ fn row(bytes: &[u8], i: usize, row: usize) -> &[u8] {
     &bytes[i * row..][..row]
 }
 
+/// # Safety
+/// The caller has the instructions of `R` enabled.
 #[inline(always)]
-fn dot<T>(query: &[f32], row: &[T], read: impl Fn(&T) -> f32) -> f32 {
+unsafe fn dot<R: Register, T: Copy + Default>(
+    query: &[f32],
+    row: &[T],
+    read: impl Fn(&[T; LANES]) -> R,
+) -> f32 {
     let (queries, query_rest) = query.as_chunks::<LANES>();
     let (rows, row_rest) = row.as_chunks::<LANES>();
-    let mut sums = [0.0_f32; LANES];
-    for (query, row) in queries.iter().zip(rows) {
-        for lane in 0..LANES {
-            sums[lane] += query[lane] * read(&row[lane]);
+    // SAFETY: the caller's promise.
+    let mut sums = unsafe {
+        let mut sums = R::splat(0.0);
+        for (query, row) in queries.iter().zip(rows) {
+            sums = R::load(query).times_plus(read(row), sums);
         }
-    }
-    for (sum, (query, row)) in sums.iter_mut().zip(query_rest.iter().zip(row_rest)) {
-        *sum += query * read(row);
-    }
+        if !query_rest.is_empty() {
+            // Zeros add nothing.
+            let (mut query, mut row) = ([0.0; LANES], [T::default(); LANES]);
+            query[..query_rest.len()].copy_from_slice(query_rest);
+            row[..row_rest.len()].copy_from_slice(row_rest);
+            sums = R::load(&query).times_plus(read(&row), sums);
+        }
+        sums.store()
+    };
     // In halves, as registers are added up.
     for half in [8, 4, 2, 1] {
         for lane in 0..half {
@@ -236,17 +295,6 @@ fn dot<T>(query: &[f32], row: &[T], read: impl Fn(&T) -> f32) -> f32 {
         }
     }
     sums[0]
-}
-
-/// The value of a half, for all that are finite: its exponent and fraction, moved to where they belong in f32, differ from it by
-/// a power of two, also where it is subnormal.
-#[inline(always)]
-fn from_half(bytes: [u8; 2]) -> f32 {
-    // 2^(127 - 15)
-    const REBIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
-    let bits = u32::from(u16::from_le_bytes(bytes));
-    let magnitude = f32::from_bits((bits & 0x7FFF) << 13) * REBIAS;
-    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
 /// Scale and components of a row of `I8`.
@@ -353,6 +401,7 @@ mod tests {
     fn rows_that_are_not_whole_are_refused() {
         assert!(ExactRows::new(Precision::F16, 3, &[0; 7]).is_err());
         assert!(ExactRows::new(Precision::F32, 0, &[]).is_err());
+        assert!(ExactRows::new(Precision::F32, 1 << 62, &[]).is_err());
         assert!(ExactRows::new(Precision::I8, 3, &[]).unwrap().is_empty());
         let mut bytes = Vec::new();
         Precision::I8.write(&[0.0; 3], &mut bytes);

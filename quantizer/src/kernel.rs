@@ -47,7 +47,7 @@ impl Kernel {
         }
     }
 
-    /// Its name on command lines and in reports.
+    /// Its name in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -55,11 +55,6 @@ impl Kernel {
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
         }
-    }
-
-    /// The kernel of a [`name`](Self::name).
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kernel| kernel.name() == name)
     }
 
     /// The kernel itself where this processor can run it.
@@ -74,7 +69,9 @@ impl Kernel {
 #[cfg(all(target_arch = "x86_64", feature = "std"))]
 mod has {
     pub(super) fn avx2() -> bool {
-        std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
+        std::is_x86_feature_detected!("avx2")
+            && std::is_x86_feature_detected!("fma")
+            && std::is_x86_feature_detected!("f16c")
     }
 
     pub(super) fn avx512() -> bool {
@@ -90,7 +87,12 @@ mod has {
 #[cfg(not(all(target_arch = "x86_64", feature = "std")))]
 mod has {
     pub(super) const fn avx2() -> bool {
-        cfg!(all(target_arch = "x86_64", target_feature = "avx2", target_feature = "fma"))
+        cfg!(all(
+            target_arch = "x86_64",
+            target_feature = "avx2",
+            target_feature = "fma",
+            target_feature = "f16c"
+        ))
     }
 
     pub(super) const fn avx512() -> bool {
@@ -98,6 +100,7 @@ mod has {
             target_arch = "x86_64",
             target_feature = "avx2",
             target_feature = "fma",
+            target_feature = "f16c",
             target_feature = "avx512f",
             target_feature = "avx512bw",
             target_feature = "avx512vl",

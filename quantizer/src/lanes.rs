@@ -1,8 +1,7 @@
 //! Arithmetic of many vectors at once, one lane each, so that it is as fast as the registers are wide.
 //!
-//! Each lane adds up in the order of the dimensions, as a plain loop over one vector does. Without fused multiplication
-//! ([`nearest`], [`Transposed::products`]) the results are the same to the last bit on every processor; [`assign`], which
-//! serves training, fuses where the processor can.
+//! Each lane adds up in the order of the dimensions, as a plain loop over one vector does, and without fused multiplication:
+//! the results are the same to the last bit on every processor. (Training fuses: see `assign`.)
 //!
 //! One body of plain Rust, inlined into a function for each set of instructions, is all there is: the compiler turns its loops
 //! over lanes into vector instructions.
@@ -22,8 +21,8 @@ pub(crate) const LANES: usize = 16;
 pub(crate) struct Rows<'a> {
     /// From the first component of the first point on.
     values: &'a [f32],
-    count: usize,
-    dimension: usize,
+    pub(crate) count: usize,
+    pub(crate) dimension: usize,
     /// From one point to the next.
     stride: usize,
 }
@@ -71,18 +70,19 @@ impl<'a> Rows<'a> {
 
     /// Writes up to [`LANES`] points from `first` on into `lanes`, `[dimension]`. Lanes beyond the last point repeat it.
     #[inline(always)]
-    fn transpose(&self, first: usize, lanes: &mut [[f32; LANES]]) {
-        for lane in 0..LANES {
-            let point = self.get((first + lane).min(self.count - 1));
-            for (lanes, x) in lanes.iter_mut().zip(point) {
-                lanes[lane] = *x;
+    pub(crate) fn transpose(&self, first: usize, lanes: &mut [[f32; LANES]]) {
+        let points: [&[f32]; LANES] =
+            core::array::from_fn(|lane| &self.get((first + lane).min(self.count - 1))[..lanes.len()]);
+        for (d, row) in lanes.iter_mut().enumerate() {
+            for (x, point) in row.iter_mut().zip(points) {
+                *x = point[d];
             }
         }
     }
 }
 
 /// Calls the form of a function for the kernel: `dispatch!(kernel, name(arguments))` where `name` is a module made by
-/// [`for_each_kernel`].
+/// `for_each_kernel`.
 macro_rules! dispatch {
     ($kernel:expr, $name:ident($($argument:expr),*)) => {
         match $kernel.checked() {
@@ -97,33 +97,30 @@ macro_rules! dispatch {
     };
 }
 
-/// Compiles a function for each set of instructions; a number may differ between them.
+/// Compiles a function for each set of instructions.
 macro_rules! for_each_kernel {
     ($name:ident = $function:ident($($argument:ident: $type:ty),*)) => {
         mod $name {
             use super::*;
 
-            pub(crate) fn plain($($argument: $type),*) {
-                super::$function::<{ cfg!(all(target_arch = "aarch64", feature = "std")) }>($($argument),*);
+            pub(super) fn plain($($argument: $type),*) {
+                super::$function($($argument),*);
             }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            pub(crate) fn avx2($($argument: $type),*) {
-                super::$function::<{ cfg!(feature = "std") }>($($argument),*);
+            #[target_feature(enable = "avx2")]
+            pub(super) fn avx2($($argument: $type),*) {
+                super::$function($($argument),*);
             }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-            pub(crate) fn avx512($($argument: $type),*) {
-                super::$function::<{ cfg!(feature = "std") }>($($argument),*);
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+            pub(super) fn avx512($($argument: $type),*) {
+                super::$function($($argument),*);
             }
         }
     };
 }
-
-pub(crate) use dispatch;
-pub(crate) use for_each_kernel;
 
 /// For each of the points the number of the nearest of `centroids`, `[K, dimension]` with K at most 256, by L2 distance: the
 /// first of equals, and the first of all where the point has a NaN. Writes one to the start of each `code_stride` bytes of
@@ -143,7 +140,7 @@ pub(crate) fn nearest(
 for_each_kernel!(nearest_by = nearest_of(centroids: &[f32], points: &Rows<'_>, codes: &mut [u8], code_stride: usize));
 
 #[inline(always)]
-fn nearest_of<const FUSED: bool>(centroids: &[f32], points: &Rows<'_>, codes: &mut [u8], code_stride: usize) {
+fn nearest_of(centroids: &[f32], points: &Rows<'_>, codes: &mut [u8], code_stride: usize) {
     let mut lanes = vec![[0.0; LANES]; points.dimension];
     for (number, codes) in codes.chunks_mut(code_stride * LANES).enumerate() {
         points.transpose(number * LANES, &mut lanes);
@@ -172,85 +169,6 @@ fn keep_smaller(best: &mut [f32; LANES], chosen: &mut [u32; LANES], values: &[f3
         best[lane] = if smaller { values[lane] } else { best[lane] };
         chosen[lane] = if smaller { number } else { chosen[lane] };
     }
-}
-
-/// Centroids that share the points in registers: with them as many sums as AVX-512 has registers to spare, and AVX2, where each
-/// takes two, nearly.
-#[cfg(feature = "std")]
-const TOGETHER: usize = 8;
-
-/// For each of the points the number of the centroid, `[K, dimension]`, for which `offset - <x, c>` is smallest (the first of
-/// equals), and that value.
-///
-/// With `offset = ||c||^2 / 2` that is the nearest by L2 distance, and with zeros the largest inner product.
-#[cfg(feature = "std")]
-pub(crate) fn assign(
-    kernel: Kernel,
-    centroids: &[f32],
-    offsets: &[f32],
-    points: &Rows<'_>,
-    found: &mut [(u32, f32)],
-) {
-    assert!(offsets.len() * points.dimension == centroids.len(), "one offset a centroid");
-    assert!(found.len() == points.count, "one place a point");
-    dispatch!(kernel, assign_by(centroids, offsets, points, found));
-}
-
-#[cfg(feature = "std")]
-for_each_kernel!(assign_by = assign_of(centroids: &[f32], offsets: &[f32], points: &Rows<'_>, found: &mut [(u32, f32)]));
-
-#[cfg(feature = "std")]
-#[inline(always)]
-fn assign_of<const FUSED: bool>(
-    centroids: &[f32],
-    offsets: &[f32],
-    points: &Rows<'_>,
-    found: &mut [(u32, f32)],
-) {
-    let dimension = points.dimension;
-    let mut lanes = vec![[0.0; LANES]; dimension];
-    let whole = offsets.len() / TOGETHER * TOGETHER;
-    for (number, found) in found.chunks_mut(LANES).enumerate() {
-        points.transpose(number * LANES, &mut lanes);
-        let mut best = [f32::INFINITY; LANES];
-        let mut chosen = [0_u32; LANES];
-        for k in (0..whole).step_by(TOGETHER) {
-            let rows = core::array::from_fn(|i| &centroids[(k + i) * dimension..][..dimension]);
-            let sums = products_with::<TOGETHER, FUSED>(&lanes, rows);
-            for (i, sums) in sums.iter().enumerate() {
-                let values = core::array::from_fn(|lane| offsets[k + i] - sums[lane]);
-                keep_smaller(&mut best, &mut chosen, &values, (k + i) as u32);
-            }
-        }
-        for k in whole..offsets.len() {
-            let [sums] = products_with::<1, FUSED>(&lanes, [&centroids[k * dimension..][..dimension]]);
-            let values = core::array::from_fn(|lane| offsets[k] - sums[lane]);
-            keep_smaller(&mut best, &mut chosen, &values, k as u32);
-        }
-        for ((found, k), value) in found.iter_mut().zip(chosen).zip(best) {
-            *found = (k, value);
-        }
-    }
-}
-
-/// Inner products of [`LANES`] points with `N` centroids.
-#[cfg(feature = "std")]
-#[inline(always)]
-fn products_with<const N: usize, const FUSED: bool>(
-    lanes: &[[f32; LANES]],
-    centroids: [&[f32]; N],
-) -> [[f32; LANES]; N] {
-    let mut sums = [[0.0_f32; LANES]; N];
-    for (d, x) in lanes.iter().enumerate() {
-        for n in 0..N {
-            let c = centroids[n][d];
-            for lane in 0..LANES {
-                sums[n][lane] =
-                    if FUSED { x[lane].mul_add(c, sums[n][lane]) } else { sums[n][lane] + x[lane] * c };
-            }
-        }
-    }
-    sums
 }
 
 /// `[n, dimension]` vectors, transposed to `[n / LANES, dimension, LANES]`, for products with one vector at a time.
@@ -298,7 +216,7 @@ impl Transposed {
 for_each_kernel!(products_by = products_of(vectors: &Transposed, x: &[f32], products: &mut [f32]));
 
 #[inline(always)]
-fn products_of<const FUSED: bool>(vectors: &Transposed, x: &[f32], products: &mut [f32]) {
+fn products_of(vectors: &Transposed, x: &[f32], products: &mut [f32]) {
     each_lane(vectors, x, products, |x, y| x * y);
 }
 
@@ -307,7 +225,7 @@ for_each_kernel!(distances_by = distances_of(vectors: &Transposed, x: &[f32], di
 
 #[cfg(feature = "train")]
 #[inline(always)]
-fn distances_of<const FUSED: bool>(vectors: &Transposed, x: &[f32], distances: &mut [f32]) {
+fn distances_of(vectors: &Transposed, x: &[f32], distances: &mut [f32]) {
     each_lane(vectors, x, distances, |x, y| (x - y) * (x - y));
 }
 
@@ -331,6 +249,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::assign::assign;
 
     fn plain_distance(x: &[f32], c: &[f32]) -> f32 {
         x.iter().zip(c).map(|(x, c)| (x - c) * (x - c)).sum()

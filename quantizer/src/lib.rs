@@ -11,6 +11,7 @@
 //! - [`scan`]: codes packed for SIMD, and one pass over them that finds the best for one query or many. [`Kernel`] says which
 //!   instructions are used; it is found out at run time with the feature `std`.
 //! - [`exact`]: features in f32, f16 or i8, by which candidates are ranked in the end.
+//! - [`expansion`]: a vector expanded by its neighbours (alpha-QE, database-side augmentation).
 //! - `Centroids` (feature `std`): centroids of whole vectors, for inverted lists.
 //! - `train` (feature `train`): k-means and OPQ, which make codebooks and centroids from features.
 //!
@@ -51,13 +52,17 @@ extern crate std;
 
 pub mod adc;
 #[cfg(feature = "std")]
+mod assign;
+#[cfg(feature = "std")]
 mod centroids;
 pub mod codebook;
 mod encoder;
 pub mod exact;
+pub mod expansion;
 mod file;
 mod kernel;
 mod lanes;
+mod register;
 pub mod scan;
 #[cfg(feature = "train")]
 pub mod train;
@@ -68,4 +73,5 @@ pub use centroids::Centroids;
 pub use codebook::{CodeError, Codebook, CodebookError, DIMENSION_MAX, DimensionError};
 pub use encoder::Encoder;
 pub use exact::{ExactRows, Precision};
+pub use expansion::Expansion;
 pub use kernel::{Kernel, KernelMissing};

@@ -103,6 +103,9 @@ pub enum TrainError {
         /// Which one, from 0.
         row: usize,
     },
+    /// The caller's `progress` said so.
+    #[error("stopped")]
+    Stopped,
     /// An option that must be at least 1 is 0.
     #[error("`{option}` must be at least 1")]
     Zero {
@@ -111,7 +114,8 @@ pub enum TrainError {
     },
 }
 
-/// Trains a codebook on `features`, `[n, dimension]`, row-major.
+/// Trains a codebook on `features`, `[n, dimension]`, row-major. `progress` is told after each iteration, and stops the training by
+/// returning `false`.
 ///
 /// # Errors
 /// What is wrong with the features or the options; see [`TrainError`].
@@ -119,7 +123,7 @@ pub fn train(
     features: &[f32],
     dimension: usize,
     options: &TrainOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Codebook, TrainError> {
     check(features, dimension, options)?;
     let wanted = options.max_points_per_centroid.saturating_mul(options.centroids);
@@ -131,11 +135,13 @@ pub fn train(
     let mut step = 0;
     let mut report = |error: f64| {
         step += 1;
-        progress(Progress { step, steps, error });
+        if progress(Progress { step, steps, error }) { Ok(()) } else { Err(TrainError::Stopped) }
     };
 
-    let rotation =
-        (options.rotation_rounds > 0).then(|| opq::rotation(features, dimension, options, &mut report));
+    let rotation = match options.rotation_rounds {
+        0 => None,
+        _ => Some(opq::rotation(features, dimension, options, &mut report)?),
+    };
     let rotated = rotation.as_ref().map(|rotation| opq::rotate(features, dimension, rotation));
     let features = rotated.as_deref().unwrap_or(features);
     let mut sub_spaces: Vec<SubSpace> = (0..options.sub_spaces)
@@ -155,7 +161,7 @@ pub fn train(
                 .par_iter_mut()
                 .map(|SubSpace { points, clusters, .. }| clusters.iterate(points))
                 .collect();
-            report(errors.iter().sum::<f64>() / count as f64);
+            report(errors.iter().sum::<f64>() / count as f64)?;
         }
         sub_spaces.par_iter_mut().for_each(SubSpace::keep_best);
     }
@@ -177,7 +183,7 @@ pub struct ClusterOptions {
     pub max_points_per_centroid: usize,
 }
 
-/// Trains centroids of whole vectors on `features`, `[n, dimension]`, row-major, by L2 k-means.
+/// Trains centroids of whole vectors on `features`, `[n, dimension]`, row-major, by L2 k-means; `progress` as in [`train`].
 ///
 /// # Errors
 /// What is wrong with the features or the options; see [`TrainError`].
@@ -185,7 +191,7 @@ pub fn cluster(
     features: &[f32],
     dimension: usize,
     options: &ClusterOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Centroids, TrainError> {
     let ClusterOptions { centroids, iterations, seed, max_points_per_centroid } = *options;
     if dimension == 0 || dimension > DIMENSION_MAX {
@@ -204,7 +210,9 @@ pub fn cluster(
     let mut clusters = Clusters::seed(&points, centroids, false, &mut random(seed, 1));
     for step in 1..=iterations {
         let error = clusters.iterate(&points) / count as f64;
-        progress(Progress { step, steps: iterations, error });
+        if !progress(Progress { step, steps: iterations, error }) {
+            return Err(TrainError::Stopped);
+        }
     }
     Ok(Centroids::new(clusters.into_centroids(), dimension)?)
 }

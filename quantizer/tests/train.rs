@@ -28,7 +28,7 @@ fn features(count: usize, seed: u64) -> Vec<f32> {
 }
 
 fn trained(features: &[f32], options: &TrainOptions) -> Codebook {
-    train(features, D, options, &mut |_| ()).unwrap()
+    train(features, D, options, &mut |_| true).unwrap()
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn spherical_training_finds_directions_whatever_the_lengths() {
     }
     features.extend([0.0; 2]);
     let options = TrainOptions { sub_spaces: 1, centroids: 3, spherical: true, restarts: 5, ..options(3) };
-    let codebook = train(&features, 2, &options, &mut |_| ()).unwrap();
+    let codebook = train(&features, 2, &options, &mut |_| true).unwrap();
     for direction in directions {
         let best = codebook
             .centroids()
@@ -185,7 +185,11 @@ fn empty_clusters_are_repaired() {
 #[test]
 fn progress_counts_every_iteration_and_the_error_falls_within_a_restart() {
     let mut seen: Vec<Progress> = Vec::new();
-    train(&features(500, 10), D, &options(8), &mut |progress| seen.push(progress)).unwrap();
+    train(&features(500, 10), D, &options(8), &mut |progress| {
+        seen.push(progress);
+        true
+    })
+    .unwrap();
     let steps: Vec<usize> = seen.iter().map(|progress| progress.step).collect();
     assert_eq!(steps, (1..=20).collect::<Vec<_>>());
     assert!(seen.iter().all(|progress| progress.steps == 20));
@@ -199,7 +203,7 @@ fn progress_counts_every_iteration_and_the_error_falls_within_a_restart() {
 fn what_cannot_be_trained_is_refused_by_name() {
     let features = features(10, 11);
     let error =
-        |features: &[f32], options: TrainOptions| train(features, D, &options, &mut |_| ()).unwrap_err();
+        |features: &[f32], options: TrainOptions| train(features, D, &options, &mut |_| true).unwrap_err();
     assert_eq!(error(&features, options(11)), TrainError::TooFewPoints { features: 10, centroids: 11 });
     assert_eq!(error(&[], options(1)), TrainError::TooFewPoints { features: 0, centroids: 1 });
     assert_eq!(error(&features[1..], options(2)), TrainError::Ragged { values: 119, dimension: D });
@@ -255,7 +259,11 @@ fn a_rotation_lowers_the_error_where_variance_lies_across_sub_spaces() {
 fn rounds_of_the_rotation_never_raise_the_error() {
     let mut errors = Vec::new();
     let options = TrainOptions { rotation_rounds: 15, restarts: 1, ..options(16) };
-    train(&turned(1000, 2), D, &options, &mut |progress| errors.push(progress.error)).unwrap();
+    train(&turned(1000, 2), D, &options, &mut |progress| {
+        errors.push(progress.error);
+        true
+    })
+    .unwrap();
     assert_eq!(errors.len(), 25);
     // Both halves of a round lower it; 1e-4 is what a decomposition in f32 may lose.
     assert!(errors[..15].is_sorted_by(|a, b| *b <= a * 1.0001), "{errors:?}");
@@ -283,7 +291,11 @@ fn clusters_of_whole_vectors_find_the_centres_they_were_drawn_around() {
     let features = features(2000, 12);
     let options = ClusterOptions { centroids: 40, iterations: 20, seed: 3, max_points_per_centroid: 256 };
     let mut errors = Vec::new();
-    let centroids = cluster(&features, D, &options, &mut |progress| errors.push(progress.error)).unwrap();
+    let centroids = cluster(&features, D, &options, &mut |progress| {
+        errors.push(progress.error);
+        true
+    })
+    .unwrap();
     assert!(errors.is_sorted_by(|a, b| *b <= a * (1.0 + 1e-6)), "{errors:?}");
     // Noise of 0.1 either way has a variance of 0.01 / 3 in each dimension.
     assert!(errors[19] < 0.01 / 3.0 * D as f64 * 1.5, "{errors:?}");
@@ -293,10 +305,13 @@ fn clusters_of_whole_vectors_find_the_centres_they_were_drawn_around() {
         let distance = |c: &[f32]| x.iter().zip(c).map(|(x, c)| (x - c).powi(2)).sum::<f32>();
         let smallest = centroids.values().chunks(D).map(distance).fold(f32::INFINITY, f32::min);
         assert!(distance(centroids.get(k)) <= smallest + 1e-5);
-        let by_product = centroids.nearest(x, 40).unwrap();
+        let ranked = centroids.nearest(x, 40).unwrap();
         let product = |k: u32| x.iter().zip(centroids.get(k)).map(|(x, c)| x * c).sum::<f32>();
-        assert!(by_product.len() == 40 && by_product.is_sorted_by(|a, b| a.1 >= b.1));
-        assert!(by_product.iter().all(|(k, found)| (product(*k) - found).abs() < 1e-5));
+        assert!(ranked.len() == 40 && ranked[..5] == centroids.nearest(x, 5).unwrap());
+        assert!(
+            ranked.is_sorted_by(|a, b| distance(centroids.get(a.0)) <= distance(centroids.get(b.0)) + 1e-5)
+        );
+        assert!(ranked.iter().all(|(k, found)| (product(*k) - found).abs() < 1e-5));
     }
 }
 
@@ -304,7 +319,7 @@ fn clusters_of_whole_vectors_find_the_centres_they_were_drawn_around() {
 fn vectors_that_cannot_be_clustered_are_refused_by_name() {
     let options = ClusterOptions { centroids: 4, iterations: 2, seed: 0, max_points_per_centroid: 256 };
     let error = |features: &[f32], dimension, options: ClusterOptions| {
-        cluster(features, dimension, &options, &mut |_| ()).unwrap_err()
+        cluster(features, dimension, &options, &mut |_| true).unwrap_err()
     };
     assert_eq!(error(&[0.0; 3 * D], D, options), TrainError::TooFewPoints { features: 3, centroids: 4 });
     assert_eq!(error(&[], 0, options), TrainError::Shape(CodebookError::Dimension { dimension: 0 }));
@@ -351,4 +366,21 @@ fn an_encoder_gives_the_codes_of_its_codebook() {
             assert!(encoder.encode(&features, &mut codes[1..]).is_err() && encoder.pack(&[0]).is_err());
         }
     }
+}
+
+#[test]
+fn training_stops_when_it_is_told_to() {
+    let features = features(500, 14);
+    for rotation_rounds in [0, 3] {
+        let mut told = 0;
+        let mut until_two = |_| {
+            told += 1;
+            told < 2
+        };
+        let options = TrainOptions { rotation_rounds, ..options(8) };
+        assert_eq!(train(&features, D, &options, &mut until_two).unwrap_err(), TrainError::Stopped);
+        assert_eq!(told, 2);
+    }
+    let options = ClusterOptions { centroids: 4, iterations: 5, seed: 0, max_points_per_centroid: 256 };
+    assert_eq!(cluster(&features, D, &options, &mut |_| false).unwrap_err(), TrainError::Stopped);
 }

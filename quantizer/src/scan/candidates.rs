@@ -37,7 +37,7 @@ impl Candidates {
         if self.wanted == 0 {
             return;
         }
-        let room = self.wanted + self.wanted.max(ROOM_MIN);
+        let room = self.wanted.saturating_add(self.wanted.max(ROOM_MIN));
         if self.keys.capacity() == 0 {
             self.keys.reserve_exact(room.min(1 << 16));
         }

@@ -178,6 +178,7 @@ impl Shape {
     /// Bytes of `count` packed codes; `None` where they are too many to be numbered.
     pub fn bytes(self, count: usize) -> Option<usize> {
         u32::try_from(count).ok()?;
+        u32::try_from(self.sub_spaces).ok()?;
         count.div_ceil(self.width.block()).checked_mul(self.width.block_bytes(self.sub_spaces))
     }
 

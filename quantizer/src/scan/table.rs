@@ -47,6 +47,10 @@ impl ScanTable {
         let mut entries = vec![0; per_sub_space * width.padded(sub_spaces)];
         let inverse = 1.0 / step;
         for ((places, row), low) in entries.chunks_exact_mut(per_sub_space).zip(rows()).zip(&lows) {
+            // A row with values that are no numbers adds nothing.
+            if !row.iter().all(|similarity| similarity.is_finite()) {
+                continue;
+            }
             for (place, similarity) in places.iter_mut().zip(row) {
                 *place = ((similarity - low) * inverse + 0.5).min(ENTRY_MAX) as u8;
             }
@@ -59,7 +63,8 @@ impl ScanTable {
         self.offset + self.step * sum as f32
     }
 
-    /// How far [`similarity`](Self::similarity) is from that of the unrounded table at most.
+    /// How far [`similarity`](Self::similarity) is from that of the unrounded table at most; half a step more with a
+    /// [`bias`](Self::bias).
     pub fn error_max(&self) -> f32 {
         0.5 * self.step * self.sub_spaces as f32
     }
@@ -67,7 +72,7 @@ impl ScanTable {
     /// A similarity that all codes of a list share, in steps: what a scan adds to the sums of that list.
     pub fn bias(&self, similarity: f32) -> i32 {
         // A cast of a float saturates; a quarter of the range leaves room for the sums.
-        ((similarity / self.step) as i32).clamp(i32::MIN / 4, i32::MAX / 4)
+        (libm::roundf(similarity / self.step) as i32).clamp(i32::MIN / 4, i32::MAX / 4)
     }
 
     /// The entry of centroid `k` in sub-space `m`.
@@ -84,3 +89,4 @@ fn bounds(row: &[f32]) -> (f32, f32) {
 }
 
 const _: () = assert!(GROUP == 8, "padded tables are whole groups");
+const _: () = assert!(2.0 * ENTRY_MAX <= 255.0, "kernels add two entries in a byte");

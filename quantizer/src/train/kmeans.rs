@@ -8,11 +8,15 @@ use rand::{Rng, distr::Uniform};
 use rayon::prelude::*;
 
 use crate::Kernel;
-use crate::lanes::{Rows, Transposed, assign};
+use crate::assign::assign;
+use crate::lanes::{Rows, Transposed};
 
-/// k-means++ costs K passes over the points; on a sample of this many points a centroid it seeds as well, and
-/// only large training sets are sampled at all.
-const SEEDING_POINTS_PER_CENTROID: usize = 64;
+/// k-means++ costs K passes over the points; on a sample of so many points it seeds as well, and only large training sets
+/// are sampled at all.
+const SEEDING_POINTS: usize = 16_384;
+
+/// Of many centroids a sample of so many points each.
+const SEEDING_POINTS_PER_CENTROID: usize = 16;
 
 /// Points that one thread assigns at a time.
 const CHUNK: usize = 4096;
@@ -43,7 +47,7 @@ impl Clusters {
     /// nearest centroid so far.
     pub(super) fn seed(points: &Rows<'_>, centroids: usize, spherical: bool, random: &mut impl Rng) -> Self {
         let dimension = points.dimension();
-        let sample = points.len().min(centroids * SEEDING_POINTS_PER_CENTROID);
+        let sample = points.len().min(SEEDING_POINTS.max(centroids * SEEDING_POINTS_PER_CENTROID));
         let mut candidates = Vec::with_capacity(sample * dimension);
         for i in index::sample(random, points.len(), sample) {
             candidates.extend_from_slice(points.get(i));

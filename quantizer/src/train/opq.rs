@@ -13,9 +13,12 @@ use matrixmultiply::sgemm;
 use nalgebra::{DMatrix, SymmetricEigen};
 use rayon::prelude::*;
 
-use super::TrainOptions;
 use super::kmeans::Clusters;
+use super::{TrainError, TrainOptions};
 use crate::lanes::Rows;
+
+/// Steps of a singular value decomposition: a few for each value are usual.
+const SVD_STEPS_MAX: usize = 1 << 20;
 
 /// Rows that one thread multiplies at a time.
 const CHUNK: usize = 1024;
@@ -25,8 +28,8 @@ pub(super) fn rotation(
     features: &[f32],
     dimension: usize,
     options: &TrainOptions,
-    progress: &mut dyn FnMut(f64),
-) -> Vec<f32> {
+    progress: &mut dyn FnMut(f64) -> Result<(), TrainError>,
+) -> Result<Vec<f32>, TrainError> {
     let sub_dimension = dimension / options.sub_spaces;
     let count = features.len() / dimension;
     let mut rotation = principal_axes(features, dimension, options.sub_spaces);
@@ -37,7 +40,8 @@ pub(super) fn rotation(
             let points = Rows::new(&rotated[m * sub_dimension..], count, sub_dimension, dimension);
             // Streams of the rotation come after all of the codebook's.
             let mut random = super::random(options.seed, u64::MAX - m as u64);
-            Clusters::seed(&points, options.centroids, options.spherical, &mut random)
+            // Of L2 in any case: the rotation serves the error of the codes.
+            Clusters::seed(&points, options.centroids, false, &mut random)
         })
         .collect();
     for _ in 0..options.rotation_rounds {
@@ -51,9 +55,9 @@ pub(super) fn rotation(
         decode_in_place(&mut rotated, dimension, &clusters);
         rotation = nearest_rotation(&cross(&rotated, features, dimension), dimension).unwrap_or(rotation);
         rotated = rotate(features, dimension, &rotation);
-        progress(errors.iter().sum::<f64>() / count as f64);
+        progress(errors.iter().sum::<f64>() / count as f64)?;
     }
-    rotation
+    Ok(rotation)
 }
 
 /// Principal axes of the features, in the order that gives each sub-space its share of the variance: the axes, from the
@@ -143,7 +147,12 @@ fn decode_in_place(rotated: &mut [f32], dimension: usize, clusters: &[Clusters])
 
 /// The rotation nearest to a matrix `[D, D]`, row-major; `None` where the decomposition does not converge.
 fn nearest_rotation(matrix: &[f32], dimension: usize) -> Option<Vec<f32>> {
-    let svd = DMatrix::from_row_slice(dimension, dimension, matrix).try_svd(true, true, f32::EPSILON, 0)?;
+    let svd = DMatrix::from_row_slice(dimension, dimension, matrix).try_svd(
+        true,
+        true,
+        f32::EPSILON,
+        SVD_STEPS_MAX,
+    )?;
     let product = svd.u? * svd.v_t?;
     // nalgebra is column-major.
     Some(product.transpose().as_slice().to_vec())

@@ -72,9 +72,12 @@ impl Train {
         };
         let mut embeddings = features.read(0..features.count())?;
         embeddings.chunks_exact_mut(bundle.dimension).for_each(to_unit_unless_it_is);
-        let progress = Progress::new("k-means", (self.rotation_rounds + self.iterations * self.restarts) as u64);
-        let codebook =
-            train(&embeddings, bundle.dimension, &options, &mut |at| progress.set(at.step as u64))?;
+        let progress =
+            Progress::new("k-means", (self.rotation_rounds + self.iterations * self.restarts) as u64);
+        let codebook = train(&embeddings, bundle.dimension, &options, &mut |at| {
+            progress.set(at.step as u64);
+            true
+        })?;
         progress.finish();
         write_whole(&bundle.codebook(), &codebook.to_safetensors()?)?;
         bundle.quantizer = Some(QuantizerShape { sub_spaces: self.sub_spaces, centroids: self.centroids });
