@@ -12,7 +12,9 @@
 //! clients_max = 1000             # of the embedded broker
 //! queries_waiting_max = 256      # more are answered `busy`
 //! exact = false                  # compare with every feature
-//! # rerank = 100                 # candidates ranked exactly
+//! # rerank = 100                 # candidates ranked exactly, instead of as many as were measured to be enough
+//! # recall = 0.95                # share of the nearest images that inverted lists should not miss
+//! # unknown = "learned"          # photos of nothing in the gallery get no match; or a similarity, as 0.4
 //! ```
 
 use std::net::SocketAddr;
@@ -20,13 +22,13 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use crate::matcher::MatcherConfig;
+use crate::matcher::{MatcherConfig, UnknownPhotos};
 
 /// Port of MQTT without TLS.
 const PORT: u16 = 1883;
 
 /// What can be set, as it was given: nothing is checked yet.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RawConfig {
     /// Folder of the store.
     pub gallery: Option<PathBuf>,
@@ -46,10 +48,14 @@ pub struct RawConfig {
     pub exact: Option<bool>,
     /// Candidates ranked exactly.
     pub rerank: Option<i64>,
+    /// Share of the nearest images to be found.
+    pub recall: Option<f64>,
+    /// `matched`, `learned`, or a similarity.
+    pub unknown: Option<String>,
 }
 
 /// A configuration that can be served.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ServeConfig {
     /// Folder of the store.
     pub gallery: PathBuf,
@@ -121,6 +127,8 @@ impl RawConfig {
             queries_waiting_max: self.queries_waiting_max.or(file.number("queries_waiting_max")),
             exact: self.exact.or(file.boolean("exact")),
             rerank: self.rerank.or(file.number("rerank")),
+            recall: self.recall.or(file.fraction("recall")),
+            unknown: self.unknown.or(file.text_or_number("unknown")),
         };
         let unknown = file.table.keys().map(|key| format!("unknown field `{key}`"));
         problems.extend(
@@ -155,6 +163,17 @@ impl RawConfig {
         let clients_max = within("clients_max", self.clients_max, 1000, 10_000);
         let queries_waiting_max = within("queries_waiting_max", self.queries_waiting_max, 256, 16_384);
         let rerank = self.rerank.map(|rerank| usize::from(within("rerank", Some(rerank), 100, u16::MAX)));
+        let recall = self.recall.map(|recall| {
+            if !(0.5..=1.0).contains(&recall) {
+                problems.push(format!("recall is {recall}, and must be 0.5 to 1"));
+            }
+            recall as f32
+        });
+        let unknown = self.unknown.map_or(Ok(UnknownPhotos::Matched), |text| unknown_photos(&text));
+        let unknown = unknown.unwrap_or_else(|problem| {
+            problems.push(problem);
+            UnknownPhotos::Matched
+        });
         let broker = match (self.listen, self.broker) {
             (Some(_), Some(_)) => Err("listen and broker exclude each other: the first is for the embedded broker, the second names an external one".to_owned()),
             (listen, None) => embedded(listen.as_deref(), clients_max),
@@ -163,7 +182,7 @@ impl RawConfig {
         match broker {
             Ok(broker) if problems.is_empty() => {
                 let exact = self.exact.unwrap_or(false);
-                let matcher = MatcherConfig { exact, rerank, ..MatcherConfig::default() };
+                let matcher = MatcherConfig { exact, rerank, recall, unknown, ..MatcherConfig::default() };
                 Ok(ServeConfig { gallery, bundle, broker, queries_waiting_max, matcher })
             }
             Ok(_) => Err(Problems(problems)),
@@ -172,6 +191,19 @@ impl RawConfig {
                 Err(Problems(problems))
             }
         }
+    }
+}
+
+/// `matched`, `learned`, or a cosine.
+///
+/// # Errors
+/// What else it is.
+pub fn unknown_photos(text: &str) -> Result<UnknownPhotos, String> {
+    match (text, text.parse::<f32>()) {
+        ("matched", _) => Ok(UnknownPhotos::Matched),
+        ("learned", _) => Ok(UnknownPhotos::Learned),
+        (_, Ok(similarity)) if (-1.0..=1.0).contains(&similarity) => Ok(UnknownPhotos::Below(similarity)),
+        _ => Err(format!("unknown is {text}, and must be matched, learned, or a similarity from -1 to 1")),
     }
 }
 
@@ -247,6 +279,19 @@ impl File {
         self.take(name, "an integer", Value::as_integer)
     }
 
+    fn fraction(&mut self, name: &str) -> Option<f64> {
+        self.take(name, "a number", |value| value.as_float().or(value.as_integer().map(|x| x as f64)))
+    }
+
+    fn text_or_number(&mut self, name: &str) -> Option<String> {
+        self.take(name, "a string or a number", |value| match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Float(number) => Some(number.to_string()),
+            Value::Integer(number) => Some(number.to_string()),
+            _ => None,
+        })
+    }
+
     fn boolean(&mut self, name: &str) -> Option<bool> {
         self.take(name, "true or false", Value::as_bool)
     }
@@ -284,7 +329,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_at_once() {
-        let text = "galery = \"x\"\nlisten = 5\nexact = \"yes\"\nclients_max = 0\nrerank = -1\nqueries_waiting_max = 1000000\n";
+        let text = "galery = \"x\"\nlisten = 5\nexact = \"yes\"\nclients_max = 0\nrerank = -1\nqueries_waiting_max = 1000000\nrecall = 2\nunknown = \"never\"\n";
         let Problems(problems) = raw(text, RawConfig::default()).unwrap_err();
         for named in [
             "unknown field `galery`",
@@ -295,10 +340,12 @@ mod tests {
             "clients_max is 0",
             "rerank is -1",
             "queries_waiting_max is 1000000",
+            "recall is 2",
+            "unknown is never",
         ] {
             assert!(problems.iter().any(|problem| problem.contains(named)), "{named}: {problems:?}");
         }
-        assert_eq!(problems.len(), 8, "{problems:?}");
+        assert_eq!(problems.len(), 10, "{problems:?}");
         let Problems(problems) = raw("a = = 1", flags()).unwrap_err();
         assert!(problems[0].contains("gallery.toml") && problems[0].contains("line 1"), "{problems:?}");
     }
@@ -319,6 +366,23 @@ mod tests {
         {
             let flag = RawConfig { listen: Some("127.0.0.1:0".to_owned()), ..flags() };
             assert!(matches!(raw("broker = \"a:1\"", flag).unwrap().broker, BrokerConfig::Embedded { .. }));
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_a_word_or_a_similarity() {
+        for (text, expected) in [
+            ("\"learned\"", UnknownPhotos::Learned),
+            ("\"matched\"", UnknownPhotos::Matched),
+            ("0.4", UnknownPhotos::Below(0.4)),
+            ("0", UnknownPhotos::Below(0.0)),
+        ] {
+            let config = raw(&format!("{FOLDERS}broker = \"a:1\"\nunknown = {text}\n"), RawConfig::default());
+            assert_eq!(config.unwrap().matcher.unknown, expected);
+        }
+        for text in ["2", "\"\"", "nan"] {
+            let config = raw(&format!("{FOLDERS}broker = \"a:1\"\nunknown = {text}\n"), RawConfig::default());
+            assert!(config.unwrap_err().to_string().contains("unknown is"));
         }
     }
 

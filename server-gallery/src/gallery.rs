@@ -1,22 +1,16 @@
-//! Bundle and store put together: the checks that they belong together, and which codebook is used.
-//!
-//! The bundle's codebook, if it has one: devices encode their `pq` queries with it. Otherwise one that [`train_codebook`]
-//! has made from the gallery's own features and put beside the store, for search alone; otherwise none, and search is
-//! exact.
+//! Bundle, store and index put together: the checks that they belong together, and when an index is made anew.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use glimpse_embedder::{SpaceBundle, SpaceError};
 use glimpse_quantizer::Codebook;
-use glimpse_quantizer::train::{Progress, TrainError, TrainOptions, train};
 use thiserror::Error;
 
-use crate::index::{CodebookMismatch, Index};
-use crate::store::{self, Snapshot, StoreError};
+use crate::index::{BuildError, CodesOption, FileError, Index, IndexOptions, Watch};
+use crate::store::{self, Images, StoreError};
 
-/// Name of a codebook that was trained on the gallery itself, in the gallery's folder.
-const OWN_CODEBOOK: &str = "codebook.safetensors";
+/// Name of the index in the gallery's folder.
+pub const INDEX: &str = "index.glimpse";
 
 /// The largest codebook file that is read; ours have 256 KiB.
 const CODEBOOK_BYTES_MAX: u64 = 512 << 20;
@@ -38,34 +32,83 @@ pub enum GalleryError {
         /// Why.
         reason: String,
     },
-    /// Codebook and gallery differ.
+    /// No index can be made.
+    #[error("no index can be made")]
+    Build(#[from] BuildError),
+    /// The index cannot be written.
     #[error(transparent)]
-    Mismatch(#[from] CodebookMismatch),
+    Index(#[from] FileError),
 }
 
 fn cause(error: &SpaceError) -> String {
     std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default()
 }
 
-/// Loads bundle and gallery, and encodes the features.
+/// Loads bundle and gallery with its index, which is made anew, with default options, where there is none that fits.
 ///
 /// # Errors
 /// When one of them cannot be read, or they do not belong together.
-pub fn open(gallery: &Path, bundle: &Path) -> Result<(SpaceBundle, Index), GalleryError> {
+pub fn open(gallery: &Path, bundle: &Path, watch: Watch<'_>) -> Result<(SpaceBundle, Index), GalleryError> {
     let bundle = SpaceBundle::load(bundle)?;
-    let snapshot = store::load(gallery)?;
-    snapshot.check_space(gallery, bundle.space, bundle.dimension)?;
-    let codebook = codebook(&bundle, gallery)?;
-    Ok((bundle, Index::new(snapshot, codebook)?))
+    let index = refresh(gallery, &bundle, None, watch)?;
+    Ok((bundle, index))
 }
 
-/// The bundle's codebook, or else the gallery's own, or else none.
+/// The index of a gallery: the one that it has where that fits, and is not to be made with other `options`.
+///
+/// # Errors
+/// As [`open`].
+pub fn refresh(
+    gallery: &Path,
+    bundle: &SpaceBundle,
+    options: Option<&IndexOptions>,
+    watch: Watch<'_>,
+) -> Result<Index, GalleryError> {
+    let path = gallery.join(INDEX);
+    let images = store::load_images(gallery)?;
+    images.meta.check_space(gallery, bundle.space, bundle.dimension)?;
+    let codebook = codebook(bundle)?;
+    let kept = |images: Images| Index::open(&path, images, codebook.clone());
+    if options.is_none() {
+        match kept(images) {
+            Ok(index) => return Ok(index),
+            Err(FileError::Missing { .. }) => tracing::debug!("there is no index yet"),
+            Err(error @ FileError::Stale { .. }) => tracing::info!("making a new index: {error}"),
+            Err(error @ FileError::Codebook(_)) => return Err(error.into()),
+            Err(error) => tracing::warn!("making a new index: {:#}", anyhow::Error::from(error)),
+        }
+    }
+    let snapshot = store::load(gallery)?;
+    let default = IndexOptions::default();
+    let index = Index::build(snapshot, codebook.clone(), options.unwrap_or(&default), watch)?;
+    match index.save(&path) {
+        // Mapped from its file from now on, so that memory holds what is searched and no more.
+        Ok(()) => Ok(store::load_images(gallery).ok().and_then(|images| kept(images).ok()).unwrap_or(index)),
+        // A gallery on a medium that cannot be written is served all the same; who asked for an index is told.
+        Err(error) if options.is_none() => {
+            let error = anyhow::Error::from(error);
+            tracing::warn!("{error:#}: it will be made anew at the next start");
+            Ok(index)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The codes of the space itself, to be searched with.
+///
+/// # Errors
+/// When the bundle has no codebook.
+pub fn codes_of_space(bundle: &SpaceBundle) -> Result<CodesOption, GalleryError> {
+    let missing = || GalleryError::Codebook { path: bundle.codebook(), reason: "there is none".to_owned() };
+    Ok(CodesOption::Given(codebook(bundle)?.ok_or_else(missing)?))
+}
+
+/// The bundle's codebook, which reads and writes the `pq` codes of messages.
 ///
 /// # Errors
 /// When there is one that cannot be used, or the bundle promises one and has none.
-pub fn codebook(bundle: &SpaceBundle, gallery: &Path) -> Result<Option<Codebook>, GalleryError> {
-    let (of_bundle, own) = (bundle.codebook(), gallery.join(OWN_CODEBOOK));
-    let path = if bundle.quantizer.is_some() || of_bundle.exists() { of_bundle } else { own };
+pub fn codebook(bundle: &SpaceBundle) -> Result<Option<Codebook>, GalleryError> {
+    let path = bundle.codebook();
     if bundle.quantizer.is_none() && !path.exists() {
         return Ok(None);
     }
@@ -92,63 +135,13 @@ pub fn codebook(bundle: &SpaceBundle, gallery: &Path) -> Result<Option<Codebook>
     Ok(Some(codebook))
 }
 
-/// Centroids of a trained codebook: a code is one byte.
-const CENTROIDS: usize = 256;
-
-/// Components of a sub-space, where the dimension allows it: the bundle's default shape (32 of 8 for 256).
-const SUB_DIMENSION: usize = 8;
-
-/// Features below which no codebook is trained: 39 a centroid, under which Faiss warns too (`ClusteringParameters`,
-/// `min_points_per_centroid`); and galleries that small are searched exactly in a millisecond or two.
-pub const TRAIN_FROM: usize = 39 * CENTROIDS;
-
-/// Trains a codebook on a gallery of at least [`TRAIN_FROM`] images and puts it beside the store. `false`: too small, or
-/// the dimension does not divide.
-///
-/// # Errors
-/// When training or writing fails.
-pub fn train_codebook(
-    gallery: &Path,
-    snapshot: &Snapshot,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<bool, GalleryError> {
-    let dimension = snapshot.meta.dimension;
-    if snapshot.images.len() < TRAIN_FROM || !dimension.is_multiple_of(SUB_DIMENSION) {
-        return Ok(false);
-    }
-    let path = gallery.join(OWN_CODEBOOK);
-    let failed = |reason: String| GalleryError::Codebook { path: path.clone(), reason };
-    let options = TrainOptions {
-        sub_spaces: dimension / SUB_DIMENSION,
-        centroids: CENTROIDS,
-        ..TrainOptions::default()
-    };
-    let codebook = train(&snapshot.features, dimension, &options, progress)
-        .map_err(|error: TrainError| failed(error.to_string()))?;
-    let bytes = codebook.to_safetensors().map_err(|error| failed(error.to_string()))?;
-    write_whole(&path, &bytes).map_err(|error| failed(error.to_string()))?;
-    Ok(true)
-}
-
-/// Writes beside and renames: after a power cut there is the old file or the new one, never half of one.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let draft = path.with_extension("new");
-    let mut file = std::fs::File::create(&draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&draft, path)?;
-    if let Some(folder) = path.parent() {
-        std::fs::File::open(folder)?.sync_all()?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use glimpse_embedder::{Preprocessing, QuantizerShape};
 
     use super::*;
-    use crate::store::Store;
+    use crate::index::SearchOptions;
+    use crate::store::{Image, Snapshot, Store};
     use crate::testing::{SPACE, codebook as crude, random_units, snapshot};
 
     fn bundle(dir: &Path, quantizer: Option<QuantizerShape>) -> SpaceBundle {
@@ -166,20 +159,62 @@ mod tests {
         Store::open(dir, SPACE, 16).unwrap().put(&images.into_iter().zip(rows).collect::<Vec<_>>()).unwrap();
     }
 
+    fn open(gallery: &Path, bundle: &Path) -> Result<(SpaceBundle, Index), GalleryError> {
+        super::open(gallery, bundle, &mut |_, _, _| true)
+    }
+
     #[test]
-    fn the_bundles_codebook_comes_before_the_gallerys_own() {
+    fn the_codebook_of_the_messages_is_the_bundles() {
         let dir = tempfile::tempdir().unwrap();
         let (gallery, at) = (dir.path().join("g"), dir.path().join("b"));
         fill(&gallery);
-        let features = random_units(100, 16, 2);
-        let own = crude(16, 2, 16, &features);
         let sub_spaces = || open(&gallery, &at).unwrap().1.codebook().map(Codebook::sub_spaces);
         let without = bundle(&at, None);
         assert_eq!(sub_spaces(), None);
-        write_whole(&gallery.join(OWN_CODEBOOK), &own.to_safetensors().unwrap()).unwrap();
-        assert_eq!(sub_spaces(), Some(2));
-        std::fs::write(without.codebook(), crude(16, 4, 16, &features).to_safetensors().unwrap()).unwrap();
+        let codebook = crude(16, 4, 16, &random_units(100, 16, 2));
+        std::fs::write(without.codebook(), codebook.to_safetensors().unwrap()).unwrap();
         assert_eq!(sub_spaces(), Some(4));
+    }
+
+    #[test]
+    fn an_index_is_kept_until_the_gallery_changes_or_it_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (gallery, at) = (dir.path().join("g"), dir.path().join("b"));
+        fill(&gallery);
+        bundle(&at, None);
+        let index = gallery.join(INDEX);
+        let nearest = |expected: &str| {
+            let query = &random_units(20, 16, 1)[3 * 16..4 * 16];
+            let (_, index) = open(&gallery, &at).unwrap();
+            assert_eq!(index.search(query, &SearchOptions::top(1), None)[0].image.id, expected);
+        };
+        nearest("000003");
+        let first = std::fs::read(&index).unwrap();
+        let written = std::fs::metadata(&index).unwrap().modified().unwrap();
+        nearest("000003");
+        assert_eq!(std::fs::metadata(&index).unwrap().modified().unwrap(), written);
+
+        // Any byte that is changed makes a new one; so does a file that is cut off, or is none.
+        for place in [0, 7, 9, 20, 40, 60, 100, 200, first.len() / 2, first.len() - 70] {
+            let mut damaged = first.clone();
+            damaged[place] ^= 0x40;
+            std::fs::write(&index, &damaged).unwrap();
+            nearest("000003");
+            assert_eq!(std::fs::read(&index).unwrap(), first, "byte {place}");
+        }
+        for length in [0, 5, 16, 100, first.len() - 200] {
+            std::fs::write(&index, &first[..length]).unwrap();
+            nearest("000003");
+        }
+
+        // Another image that is nearer.
+        let mut store = Store::open(&gallery, SPACE, 16).unwrap();
+        let image =
+            Image { id: "000000a".to_owned(), ..snapshot(16, &random_units(1, 16, 1)).images.remove(0) };
+        store.put(&[(image, random_units(20, 16, 1)[3 * 16..4 * 16].to_vec())]).unwrap();
+        drop(store);
+        nearest("000000a");
+        assert_ne!(std::fs::read(&index).unwrap(), first);
     }
 
     #[test]
@@ -201,28 +236,5 @@ mod tests {
         )
         .unwrap();
         assert!(message().contains("space.toml says 2 of 16"), "{}", message());
-    }
-
-    #[test]
-    fn a_small_gallery_trains_no_codebook() {
-        let dir = tempfile::tempdir().unwrap();
-        let small = snapshot(16, &random_units(100, 16, 1));
-        assert!(!train_codebook(dir.path(), &small, &mut |_| ()).unwrap());
-        assert!(!dir.path().join(OWN_CODEBOOK).exists());
-    }
-
-    #[test]
-    fn a_gallery_that_is_large_enough_trains_its_own() {
-        let dir = tempfile::tempdir().unwrap();
-        let large = snapshot(8, &random_units(TRAIN_FROM, 8, 1));
-        let mut steps = 0;
-        assert!(train_codebook(dir.path(), &large, &mut |_| steps += 1).unwrap());
-        let trained =
-            Codebook::from_safetensors(&std::fs::read(dir.path().join(OWN_CODEBOOK)).unwrap()).unwrap();
-        assert_eq!(
-            (trained.dimension(), trained.sub_spaces(), trained.centroids_per_sub_space()),
-            (8, 1, 256)
-        );
-        assert!(steps > 0);
     }
 }

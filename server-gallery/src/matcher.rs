@@ -26,7 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cache::ReplyCache;
-use crate::index::{Index, Mode};
+use crate::index::{Index, SearchOptions};
 
 /// How messages are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,29 +123,53 @@ pub enum Outcome {
 }
 
 /// How the matcher searches, and how much it remembers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MatcherConfig {
     /// Compare every query with every feature.
     pub exact: bool,
-    /// Candidates that are ranked exactly; `None`: ten for each match asked for, and at least 100.
+    /// Candidates that are ranked exactly; `None`: as many as the index has measured that its recall takes.
     pub rerank: Option<usize>,
+    /// Share of the nearest images to be found, where the index has inverted lists; `None`: what the index was made for.
+    pub recall: Option<f32>,
+    /// Which photos show nothing of the gallery.
+    pub unknown: UnknownPhotos,
     /// Replies kept for repeats.
     pub replies_kept_max: usize,
 }
 
+/// Which photos get no match, since they show nothing of the gallery.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum UnknownPhotos {
+    /// None: the nearest images are always told.
+    Matched,
+    /// Those whose nearest image is less similar than the index has learned that images of different things are.
+    Learned,
+    /// Those whose nearest image is less similar than this.
+    Below(f32),
+}
+
 impl Default for MatcherConfig {
     fn default() -> Self {
-        Self { exact: false, rerank: None, replies_kept_max: 4096 }
+        let unknown = UnknownPhotos::Matched;
+        Self { exact: false, rerank: None, recall: None, unknown, replies_kept_max: 4096 }
     }
 }
 
 impl MatcherConfig {
-    /// How to search for `top_k` matches.
-    pub fn mode(&self, top_k: usize) -> Mode {
-        match self.rerank {
-            _ if self.exact => Mode::Exact,
-            Some(rerank) => Mode::Adc { rerank },
-            None => Mode::default_for(top_k),
+    /// How to search `index` for `top_k` matches.
+    pub fn search(&self, top_k: usize, index: &Index) -> SearchOptions {
+        let vectors = index.vectors();
+        let recall = self.recall.zip(vectors.recall());
+        SearchOptions {
+            exact: self.exact,
+            rerank: self.rerank,
+            probes: recall.map(|(wanted, measured)| measured.probes_for(wanted)),
+            unknown_below: match self.unknown {
+                UnknownPhotos::Matched => None,
+                UnknownPhotos::Learned => vectors.unknown().map(|unknown| unknown.below),
+                UnknownPhotos::Below(similarity) => Some(similarity),
+            },
+            ..SearchOptions::top(top_k)
         }
     }
 }
@@ -181,7 +205,8 @@ impl Matcher {
         if let Some(payload) = self.replies().get(&key) {
             return Response { payload, encoding, id, outcome: Outcome::Repeated };
         }
-        let hits = self.index.search(&query.embedding, query.top_k, self.config.mode(query.top_k));
+        let options = self.config.search(query.top_k, &self.index);
+        let hits = self.index.search(&query.embedding, &options, None);
         let matches = hits.into_iter().map(|hit| Match {
             image: hit.image.id.as_str().try_into().expect("the store refuses longer ids"),
             label: hit.image.label.as_str().try_into().expect("the store refuses longer labels"),

@@ -3,14 +3,14 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{SPACE, codebook, random_units, snapshot};
+use crate::testing::{SPACE, codebook, index, random_units};
 
 const D: usize = 16;
 
 fn matcher(with_codebook: bool) -> Matcher {
     let features = random_units(500, D, 1);
     let codebook = with_codebook.then(|| codebook(D, 4, 16, &features));
-    Matcher::new(Index::new(snapshot(D, &features), codebook).unwrap(), MatcherConfig::default())
+    Matcher::new(index(D, &features, codebook), MatcherConfig::default())
 }
 
 fn device(name: &str) -> DeviceId {
@@ -206,7 +206,8 @@ fn the_norm_of_the_query_does_not_matter() {
             Encoding::Cbor.read::<Reply>(&response.payload).unwrap().matches[0].similarity
         })
         .collect();
-    assert!(similarities.iter().all(|similarity| (similarity - 1.0).abs() < 1e-5), "{similarities:?}");
+    // Features are kept in half precision, within 2^-11.
+    assert!(similarities.iter().all(|similarity| (similarity - 1.0).abs() < 5e-4), "{similarities:?}");
 }
 
 #[test]
@@ -257,8 +258,7 @@ fn busy_keeps_the_id_and_is_not_remembered() {
 #[test]
 fn the_largest_embedding_and_the_longest_reply_fit() {
     let features = random_units(200, 2048, 1);
-    let matcher =
-        Matcher::new(Index::new(snapshot(2048, &features), None).unwrap(), MatcherConfig::default());
+    let matcher = Matcher::new(index(2048, &features, None), MatcherConfig::default());
     let embedding = Embedding::encode(Codec::F32, &features[..2048]).unwrap();
     let query: Query = Query::new(QueryId::from_bytes([1; 16]), SPACE, embedding, 100);
     for encoding in [Encoding::Cbor, Encoding::Json] {

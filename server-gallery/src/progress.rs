@@ -31,6 +31,17 @@ impl Progress {
     /// Counts one item.
     pub fn done_one(&self) {
         self.bar.inc(1);
+        self.tell();
+    }
+
+    /// Counts up to `done` items.
+    pub fn at(&self, done: usize) {
+        self.bar.set_position(done as u64);
+        self.tell();
+    }
+
+    /// A plain line, where it is time for one.
+    fn tell(&self) {
         // Another thread is writing a line: this one need not.
         let Some(Ok(mut last)) = self.plain.as_ref().map(Mutex::try_lock) else { return };
         if last.elapsed() >= LINE_EVERY {

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use glimpse_protocol::SpaceId;
 use thiserror::Error;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use crate::broker::{Broker, BrokerError};
 use crate::config::{BrokerConfig, ServeConfig};
 use crate::gallery::{self, GalleryError};
-use crate::matcher::Matcher;
+use crate::matcher::{Matcher, UnknownPhotos};
 use crate::mqtt::{self, Credentials, MqttConfig, MqttError};
 
 /// What the server is, once it answers.
@@ -51,10 +52,33 @@ pub async fn run(
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
-    let (bundle, index) = gallery::open(&config.gallery, &config.bundle)?;
-    let codebook = index.codebook().is_some() && !config.matcher.exact;
-    let search = if codebook { "codes, then exact ranking" } else { "exact" };
+    let mut shutdown = Box::pin(shutdown);
+    // A new index takes a while to make: a signal stops that too.
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut opening = tokio::task::spawn_blocking({
+        let (gallery, bundle, stop) = (config.gallery.clone(), config.bundle.clone(), stop.clone());
+        move || gallery::open(&gallery, &bundle, &mut |_, _, _| !stop.load(Ordering::Relaxed))
+    });
+    let opened = tokio::select! {
+        opened = &mut opening => opened,
+        () = &mut shutdown => {
+            stop.store(true, Ordering::Relaxed);
+            let _ = opening.await;
+            tracing::info!("stopped before the gallery was loaded");
+            return Ok(());
+        }
+    };
+    let (bundle, index) = match opened {
+        Ok(opened) => opened?,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
+    let search = if config.matcher.exact { "exact".to_owned() } else { index.vectors().describe() };
     tracing::info!(space = %bundle.space, name = bundle.name, size = index.len(), search, "gallery loaded");
+    if config.matcher.unknown == UnknownPhotos::Learned && index.vectors().unknown().is_none() {
+        tracing::warn!(
+            "no threshold for unknown photos could be learned from this gallery: every query is matched"
+        );
+    }
     if index.is_empty() {
         tracing::warn!("the gallery is empty: every reply will be");
     }

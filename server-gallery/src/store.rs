@@ -332,15 +332,28 @@ pub struct Snapshot {
     pub images: Vec<Image>,
     /// Their features, `[n, D]` row-major, each of unit norm.
     pub features: Vec<f32>,
+    /// BLAKE3 of all ids and record checks: two snapshots that share it are the same.
+    pub fingerprint: [u8; 32],
 }
 
-impl Snapshot {
+/// A whole gallery without its features, in the order of the image ids.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// What it is.
+    pub meta: Meta,
+    /// Its images.
+    pub images: Vec<Image>,
+    /// As in a [`Snapshot`]: it tells which features belong to these images.
+    pub fingerprint: [u8; 32],
+}
+
+impl Meta {
     /// Refuses another space than the bundle's.
     ///
     /// # Errors
     /// [`StoreError::OtherSpace`] and [`StoreError::OtherDimension`].
     pub fn check_space(&self, dir: &Path, space: SpaceId, dimension: usize) -> Result<(), StoreError> {
-        check_space(&dir.join(FILE), &self.meta, space, dimension)
+        check_space(&dir.join(FILE), self, space, dimension)
     }
 }
 
@@ -349,16 +362,34 @@ impl Snapshot {
 /// # Errors
 /// When there is none, when it is being written to, or when it is damaged or newer than this program.
 pub fn load(dir: &Path) -> Result<Snapshot, StoreError> {
+    read(dir, read_all, read_all)
+}
+
+/// Reads the images of the gallery in `dir`, without their features. Records are not checked, for which the features are
+/// needed: what is tied to these images by their fingerprint must have checks of its own.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_images(dir: &Path) -> Result<Images, StoreError> {
+    read(dir, read_images, read_images)
+}
+
+/// Opens the database for reading only, or, where its last writer was killed, repairs it.
+fn read<T>(
+    dir: &Path,
+    read_only: impl FnOnce(&ReadOnlyDatabase, &Path) -> Result<T, StoreError>,
+    repaired: impl FnOnce(&Database, &Path) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
     let path = dir.join(FILE);
     if !path.is_file() {
         return Err(StoreError::Missing(dir.to_owned()));
     }
     contained(&path, || match ReadOnlyDatabase::open(&path) {
-        Ok(database) => read_all(&database, &path),
+        Ok(database) => read_only(&database, &path),
         // Killed while writing: redb repairs a file only where it may write.
         Err(DatabaseError::RepairAborted) => {
             tracing::warn!(gallery = %path.display(), "the last writer was killed: dropping what it had not committed");
-            read_all(&Database::open(&path).map_err(|error| open_error(&path, error))?, &path)
+            repaired(&Database::open(&path).map_err(|error| open_error(&path, error))?, &path)
         }
         Err(error) => Err(open_error(&path, error)),
     })
@@ -380,7 +411,7 @@ fn read_all(database: &impl ReadableDatabase, path: &Path) -> Result<Snapshot, S
     let read = database.begin_read().map_err(|error| failed(error.into()))?;
     let images_table = read.open_table(IMAGES).map_err(|error| failed(error.into()))?;
     let features_table = read.open_table(FEATURES).map_err(|error| failed(error.into()))?;
-    let (mut images, mut features) = (Vec::new(), Vec::new());
+    let (mut images, mut features, mut fingerprint) = (Vec::new(), Vec::new(), Fingerprint::new(&meta));
     let mut rows = features_table.iter().map_err(|error| failed(error.into()))?;
     for entry in images_table.iter().map_err(|error| failed(error.into()))? {
         let (id, value) = entry.map_err(|error| failed(error.into()))?;
@@ -396,12 +427,56 @@ fn read_all(database: &impl ReadableDatabase, path: &Path) -> Result<Snapshot, S
             return Err(damaged(format!("the feature of {} has {} bytes", image.id, row.value().len())));
         }
         features.extend(components.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        fingerprint.add(&image, check);
         images.push(image);
     }
     if rows.next().is_some() {
         return Err(damaged("it has more features than images".to_owned()));
     }
-    Ok(Snapshot { meta, images, features })
+    Ok(Snapshot { meta, images, features, fingerprint: fingerprint.finish() })
+}
+
+fn read_images(database: &impl ReadableDatabase, path: &Path) -> Result<Images, StoreError> {
+    let failed = |error: redb::Error| database_error(path, error);
+    let empty = || StoreError::Damaged { path: path.to_owned(), reason: "it is empty".to_owned() };
+    let meta = read_meta(database, path)?.ok_or_else(empty)?;
+    let read = database.begin_read().map_err(|error| failed(error.into()))?;
+    let table = read.open_table(IMAGES).map_err(|error| failed(error.into()))?;
+    let (mut images, mut fingerprint) = (Vec::new(), Fingerprint::new(&meta));
+    for entry in table.iter().map_err(|error| failed(error.into()))? {
+        let (id, value) = entry.map_err(|error| failed(error.into()))?;
+        let (image, check) = image_of(id.value(), value.value());
+        image
+            .check()
+            .map_err(|error| StoreError::Damaged { path: path.to_owned(), reason: error.to_string() })?;
+        fingerprint.add(&image, check);
+        images.push(image);
+    }
+    Ok(Images { meta, images, fingerprint: fingerprint.finish() })
+}
+
+/// What a gallery holds, in 32 bytes.
+struct Fingerprint(blake3::Hasher);
+
+impl Fingerprint {
+    fn new(meta: &Meta) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("glimpse gallery content v1");
+        hasher.update(meta.space.as_bytes()).update(&(meta.dimension as u64).to_le_bytes());
+        Self(hasher)
+    }
+
+    /// The check of a record covers all that it holds, its feature included; the rest is added as it was read, so that
+    /// damage to it is seen even where the check itself cannot be verified.
+    fn add(&mut self, image: &Image, check: [u8; 8]) {
+        for part in [image.id.as_bytes(), image.path.as_bytes(), image.label.as_bytes()] {
+            self.0.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        self.0.update(&image.photo_hash).update(&check);
+    }
+
+    fn finish(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
 }
 
 /// `None` for a database that has just been made.

@@ -108,8 +108,8 @@ fn another_space_or_dimension_is_refused_by_name() {
     assert!(error.contains(&SPACE.to_string()) && error.contains(&other.to_string()), "{error}");
     assert!(message(Store::open(dir.path(), SPACE, 5)).contains("4 dimensions"));
     let snapshot = load(dir.path()).unwrap();
-    assert!(snapshot.check_space(dir.path(), SPACE, 4).is_ok());
-    assert!(message(snapshot.check_space(dir.path(), other, 4)).contains("another --gallery"));
+    assert!(snapshot.meta.check_space(dir.path(), SPACE, 4).is_ok());
+    assert!(message(snapshot.meta.check_space(dir.path(), other, 4)).contains("another --gallery"));
 }
 
 #[test]

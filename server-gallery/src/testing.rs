@@ -4,6 +4,7 @@ use glimpse_protocol::SpaceId;
 use glimpse_quantizer::Codebook;
 use rand::{Rng, SeedableRng};
 
+use crate::index::{Index, IndexOptions};
 use crate::store::{Image, Meta, Snapshot};
 
 /// The space of all test galleries.
@@ -35,6 +36,7 @@ pub(crate) fn snapshot(dimension: usize, features: &[f32]) -> Snapshot {
         meta: Meta { space: SPACE, dimension, generation: 3 },
         images: (0..features.len() / dimension).map(image).collect(),
         features: features.to_vec(),
+        fingerprint: [7; 32],
     }
 }
 
@@ -49,4 +51,10 @@ pub(crate) fn codebook(dimension: usize, sub_spaces: usize, centroids: usize, fe
         }
     }
     Codebook::new(sub_spaces, centroids, dimension, all, None).unwrap()
+}
+
+/// An index with default options.
+pub(crate) fn index(dimension: usize, features: &[f32], codebook: Option<Codebook>) -> Index {
+    Index::build(snapshot(dimension, features), codebook, &IndexOptions::default(), &mut |_, _, _| true)
+        .unwrap()
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use glimpse_gallery::config::{RawConfig, ServeConfig};
-use glimpse_gallery::index::Index;
+use glimpse_gallery::index::{Index, IndexOptions};
 use glimpse_gallery::matcher::{Encoding, Matcher, MatcherConfig};
 use glimpse_gallery::serve::{self, Ready};
 use glimpse_gallery::store::{Image, Meta, Snapshot};
@@ -37,8 +37,10 @@ fn matcher() -> Arc<Matcher> {
         meta: Meta { space: SPACE, dimension: D, generation: 5 },
         images: (0..D).map(image).collect(),
         features: (0..D * D).map(|i| f32::from(u8::from(i / D == i % D))).collect(),
+        fingerprint: [0; 32],
     };
-    Arc::new(Matcher::new(Index::new(snapshot, None).unwrap(), MatcherConfig::default()))
+    let index = Index::build(snapshot, None, &IndexOptions::default(), &mut |_, _, _| true).unwrap();
+    Arc::new(Matcher::new(index, MatcherConfig::default()))
 }
 
 struct Server {

@@ -231,6 +231,83 @@ fn files_that_cannot_be_used_are_named_and_nothing_panics() {
     check(&gallery(&["stats".as_ref(), "--gallery".as_ref(), &store]), "store");
 }
 
+/// `index`, `search` and `check` as a person uses them: an index of one's own serves until the gallery changes.
+#[test]
+fn an_index_of_ones_own_says_what_it_finds_and_is_searched() {
+    let fixture = Fixture::of(24).unwrap();
+    assert!(fixture.ingest().output().unwrap().status.success());
+    let (bundle, store) = (workspace::bundle(), fixture.gallery());
+    let run = |command: &str, more: &[&str]| {
+        let mut program = fixture.programs.gallery();
+        program.arg(command).args(more).arg("--gallery").arg(&store).arg("--bundle").arg(&bundle);
+        program.output().unwrap()
+    };
+    let said = |output: Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let index = said(run("index", &["--codes", "4", "--lists", "3", "--precision", "i8", "--json"]));
+    let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+    let search = index["search"].as_str().unwrap();
+    assert!(
+        search.starts_with("3 lists, ") && search.contains("4 bits") && search.ends_with("i8"),
+        "{index}"
+    );
+    assert!(index["recall"]["curve"][0][1].as_f64().unwrap() > 0.0 && index["images"] == 24, "{index}");
+    assert!(said(run("check", &[])).contains("search   3 lists"));
+
+    let photo = workspace::root().join(&fixture.queries[0].photo);
+    let photo = photo.to_str().unwrap();
+    let matches = |more: &[&str]| {
+        let line = said(run("search", &[&[photo, "--json", "--top-k", "5"], more].concat()));
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        line["matches"].as_array().unwrap().clone()
+    };
+    let all = matches(&[]);
+    assert_eq!(all.len(), 5);
+    let label = all[2]["label"].as_str().unwrap();
+    let of_label = matches(&["--label", label]);
+    assert_eq!((of_label.len(), &of_label[0]["image"]), (1, &all[2]["image"]));
+    assert_eq!(matches(&["--unknown", "1"]).len(), 0);
+    assert_eq!(matches(&["--expand", "3"]).len(), 5);
+    check(&run("search", &[photo, "--label", "no such thing"]), "no such thing");
+    check(&run("search", &[photo, "--unknown", "never"]), "never");
+    check(&run("index", &["--lists", "25", "--codes", "4"]), "25 lists");
+    check(&run("index", &["--sub-spaces", "4"]), "--sub-spaces");
+    check(&run("index", &["--codes", "4", "--sub-spaces", "5"]), "5 equal sub-spaces");
+
+    // A damaged one is made anew, and said so.
+    std::fs::write(store.join("index.glimpse"), b"GLMPIDX").unwrap();
+    assert_eq!(matches(&[]).len(), 5);
+    assert!(said(run("check", &[])).contains("search   exact, f16"));
+}
+
+#[test]
+fn the_benchmark_of_search_runs_without_a_peer_and_writes_a_report() {
+    let fixture = Fixture::new().unwrap();
+    let report = fixture.path("reports/search.json");
+    let bench = |index: &str| {
+        let mut program = fixture.programs.gallery();
+        program.args(["bench", "--rows", "3000", "--dimension", "16", "--queries", "20", "--rounds", "2"]);
+        program.args(["--singles", "5", "--probes", "4,8", "--index", index, "--out"]).arg(&report);
+        program.output().unwrap()
+    };
+    for index in ["PQ4x4fs+SQ8", "IVF20,PQ4x4fs+SQfp16", "PQ2", "PQ4x4fs+SQ8"] {
+        let output = bench(index);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    // The repeated index took the place of the first; the lists have a row for each number of probes.
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    for row in &rows {
+        let recall = row["recall_ours"].as_f64().unwrap();
+        let ranked = row["index"].as_str().unwrap().contains('+');
+        assert!(recall > if ranked { 0.9 } else { 0.2 } && row["p50_us"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!((&row["ratio_batch"], &row["dataset"]), (&serde_json::Value::Null, &"3k16".into()));
+    }
+    check(&bench("PQ"), "names no index");
+}
+
 /// Makes a command that reads this bundle.
 type MakeCommand<'a> = &'a dyn Fn(&Path) -> Command;
 

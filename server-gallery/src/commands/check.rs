@@ -5,6 +5,7 @@ use glimpse_embedder::SpaceBundle;
 use super::{ServeArgs, write_line};
 use crate::config::{BrokerConfig, Problems, ServeConfig};
 use crate::gallery;
+use crate::index::Index;
 use crate::store;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
@@ -37,7 +38,9 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     if let Some(dir) = store {
         let loaded = store::load(&dir).and_then(|snapshot| match &bundle {
-            Some(bundle) => snapshot.check_space(&dir, bundle.space, bundle.dimension).map(|()| snapshot),
+            Some(bundle) => {
+                snapshot.meta.check_space(&dir, bundle.space, bundle.dimension).map(|()| snapshot)
+            }
             None => Ok(snapshot),
         });
         match loaded {
@@ -49,13 +52,15 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             )),
             Err(error) => problems.push(error.to_string()),
         }
-        match bundle.as_ref().map(|bundle| gallery::codebook(bundle, &dir)).transpose() {
-            Ok(Some(Some(codebook))) => {
-                found.push(format!("search   {} codes an image, then exact ranking", codebook.sub_spaces()));
-            }
-            Ok(Some(None)) => found.push("search   exact: there is no codebook".to_owned()),
-            Ok(None) => {}
-            Err(error) => problems.push(error.to_string()),
+        if let Some(Err(error)) = bundle.as_ref().map(gallery::codebook) {
+            problems.push(error.to_string());
+        }
+        // Reads only: what `serve` would make is not made here.
+        if let Ok(images) = store::load_images(&dir) {
+            found.push(match Index::open(&dir.join(gallery::INDEX), images, None) {
+                Ok(index) => format!("search   {}", index.vectors().describe()),
+                Err(error) => format!("search   serve makes a new index: {:#}", anyhow::Error::from(error)),
+            });
         }
     }
     if let Some(ServeConfig { broker, .. }) = config {

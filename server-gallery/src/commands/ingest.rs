@@ -11,9 +11,8 @@ use glimpse_embedder::{Embedder, SpaceBundle};
 use super::write_line;
 use crate::gallery;
 use crate::ingest::{self, Report};
-use crate::progress::Progress;
 use crate::sources;
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// Arguments of `ingest`.
 #[derive(Debug, Args)]
@@ -57,7 +56,8 @@ impl IngestArgs {
             );
         }
         let mut store = Store::open(&self.gallery, bundle.space, bundle.dimension)?;
-        let report = ingest::run(&mut store, &embedder, &sources, &*stop_on_signals()?)?;
+        let stop = stop_on_signals()?;
+        let report = ingest::run(&mut store, &embedder, &sources, &stop)?;
         let meta = store.meta();
         drop(store);
         tell(&report)?;
@@ -67,28 +67,11 @@ impl IngestArgs {
         if report.good() == 0 {
             bail!("none of {} photos could be embedded", report.failed.len());
         }
-        if gallery::codebook(&bundle, &self.gallery)?.is_none() {
-            self.train()?;
-        }
+        let watched = &mut super::index::watch(Some(stop));
+        let index = gallery::refresh(&self.gallery, &bundle, None, watched)
+            .context("the photos are stored; only the index is missing")?;
+        tracing::info!(search = index.vectors().describe(), "index ready");
         tracing::info!(generation = meta.generation, gallery = %self.gallery.display(), "ingest complete");
-        Ok(())
-    }
-
-    fn train(&self) -> anyhow::Result<()> {
-        let snapshot = store::load(&self.gallery)?;
-        let mut progress = None;
-        let trained = gallery::train_codebook(&self.gallery, &snapshot, &mut |step| {
-            progress.get_or_insert_with(|| Progress::new("training a codebook", step.steps)).done_one();
-        });
-        if trained.context("the photos are stored; only the codebook is missing")? {
-            tracing::info!("trained a codebook on the gallery: the bundle has none");
-        } else {
-            tracing::info!(
-                images = snapshot.images.len(),
-                from = gallery::TRAIN_FROM,
-                "no codebook: search is exact"
-            );
-        }
         Ok(())
     }
 }
@@ -105,7 +88,7 @@ fn tell(report: &Report) -> anyhow::Result<()> {
 }
 
 /// Raised by the first SIGINT or SIGTERM; the second ends the process at once.
-fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // In this order: the first signal finds the flag down.

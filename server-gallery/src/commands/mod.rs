@@ -1,6 +1,8 @@
 //! The commands of the binary, one a file: [`Command`] and what it does.
 
+mod bench;
 mod check;
+mod index;
 mod ingest;
 mod list;
 mod search;
@@ -18,6 +20,8 @@ use crate::config::RawConfig;
 pub enum Command {
     /// Embed photos and add them to a gallery
     Ingest(ingest::IngestArgs),
+    /// Make the index of a gallery, with other options than the usual ones
+    Index(index::IndexArgs),
     /// Answer queries over MQTT
     Serve(ServeArgs),
     /// Search the gallery for photos on this machine
@@ -28,6 +32,8 @@ pub enum Command {
     List(GalleryArgs),
     /// Check configuration, bundle and gallery, and report every problem
     Check(ServeArgs),
+    /// Measure how fast this machine searches, and what it finds
+    Bench(bench::BenchArgs),
 }
 
 impl Command {
@@ -38,11 +44,13 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Ingest(args) => args.run(),
+            Self::Index(args) => args.run(),
             Self::Serve(args) => serve::run(args),
             Self::Search(args) => args.run(),
             Self::Stats(args) => stats::run(&args),
             Self::List(args) => list::run(&args),
             Self::Check(args) => check::run(args),
+            Self::Bench(args) => args.run(),
         }
     }
 }
@@ -100,9 +108,16 @@ pub struct ServeArgs {
     /// Compare every query with every image
     #[arg(long, env = "GLIMPSE_EXACT", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     exact: Option<bool>,
-    /// Candidates that are ranked exactly [default: 10 a match, at least 100]
+    /// Candidates that are ranked exactly [default: as many as were measured to be enough, and 10 a match]
     #[arg(long, env = "GLIMPSE_RERANK", value_name = "N")]
     rerank: Option<i64>,
+    /// Share of the nearest images that inverted lists should not miss [default: what the index was made for]
+    #[arg(long, env = "GLIMPSE_RECALL", value_name = "SHARE")]
+    recall: Option<f64>,
+    /// Photos that get no match: none (`matched`), those less similar to every image than was `learned` from the gallery,
+    /// or than a similarity [default: matched]
+    #[arg(long, env = "GLIMPSE_UNKNOWN", value_name = "matched|learned|SIMILARITY")]
+    unknown: Option<String>,
 }
 
 impl ServeArgs {
@@ -119,6 +134,8 @@ impl ServeArgs {
             queries_waiting_max,
             exact,
             rerank,
+            recall,
+            unknown,
         } = self;
         let flags = RawConfig {
             gallery,
@@ -130,6 +147,8 @@ impl ServeArgs {
             queries_waiting_max,
             exact,
             rerank,
+            recall,
+            unknown,
         };
         let mut problems = Vec::new();
         let raw = match config {

@@ -9,12 +9,15 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use glimpse_embedder::{Embedder, read_photo};
 use glimpse_protocol::TOP_K_MAX;
+use glimpse_quantizer::Expansion;
 use rayon::prelude::*;
 use serde_json::json;
 
 use super::write_line;
+use crate::config::unknown_photos;
 use crate::gallery;
-use crate::index::{Index, Mode};
+use crate::index::{Filter, Index, SearchOptions};
+use crate::matcher::MatcherConfig;
 
 /// Arguments of `search`.
 #[derive(Debug, Args)]
@@ -38,14 +41,33 @@ pub struct SearchArgs {
     /// Compare with every image
     #[arg(long)]
     exact: bool,
+    /// Only among images with one of these labels
+    #[arg(long, value_name = "LABEL")]
+    label: Vec<String>,
+    /// Search again with the query expanded by its N nearest images (alpha query expansion)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    expand: Option<u16>,
+    /// Photos that get no match: none (`matched`), those less similar to every image than was `learned` from the gallery,
+    /// or than a similarity
+    #[arg(long, default_value = "matched", value_name = "matched|learned|SIMILARITY")]
+    unknown: String,
     /// Write one JSON object a photo
     #[arg(long)]
     json: bool,
 }
 
+/// What all photos are searched with.
+struct Search<'a> {
+    embedder: &'a Embedder,
+    index: &'a Index,
+    options: SearchOptions,
+    filter: Option<&'a Filter>,
+}
+
 impl SearchArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let (bundle, index) = gallery::open(&self.gallery, &self.bundle)?;
+        let unknown = unknown_photos(&self.unknown).map_err(anyhow::Error::msg)?;
+        let (bundle, index) = gallery::open(&self.gallery, &self.bundle, &mut super::index::watch(None))?;
         let embedder = Embedder::load(&bundle.gallery_model())?;
         if embedder.space() != bundle.space {
             bail!(
@@ -55,11 +77,22 @@ impl SearchArgs {
                 bundle.space
             );
         }
+        let options = SearchOptions {
+            expansion: self.expand.map(|neighbours| Expansion::new(usize::from(neighbours))),
+            ..MatcherConfig { exact: self.exact, unknown, ..MatcherConfig::default() }
+                .search(usize::from(self.top_k), &index)
+        };
+        let filter =
+            (!self.label.is_empty()).then(|| index.filter(|image| self.label.contains(&image.label)));
+        if filter.as_ref().is_some_and(Filter::is_empty) {
+            bail!("no image has the label {}: `list` shows those that there are", self.label.join(" or "));
+        }
+        let search = Search { embedder: &embedder, index: &index, options, filter: filter.as_ref() };
         let mut failed = 0;
         // In groups, so that the first lines come soon and the order is that of the arguments.
         for photos in self.photos.chunks(4 * rayon::current_num_threads()) {
             let lines: Vec<anyhow::Result<String>> =
-                photos.par_iter().map(|photo| self.one(photo, &embedder, &index)).collect();
+                photos.par_iter().map(|photo| self.one(photo, &search)).collect();
             for (photo, line) in photos.iter().zip(lines) {
                 match line {
                     Ok(line) => write_line(format_args!("{line}"))?,
@@ -81,15 +114,14 @@ impl SearchArgs {
         Ok(())
     }
 
-    fn one(&self, path: &Path, embedder: &Embedder, index: &Index) -> anyhow::Result<String> {
+    fn one(&self, path: &Path, search: &Search<'_>) -> anyhow::Result<String> {
+        let Search { embedder, index, options, filter } = search;
         let photo = read_photo(path)?;
         let started = Instant::now();
         let embedding = embedder.embed(&photo).with_context(|| path.display().to_string())?;
         let embed_ms = started.elapsed().as_secs_f64() * 1e3;
         let started = Instant::now();
-        let top_k = usize::from(self.top_k);
-        let mode = if self.exact { Mode::Exact } else { Mode::default_for(top_k) };
-        let hits = index.search(&embedding, top_k, mode);
+        let hits = index.search(&embedding, options, *filter);
         let search_us = started.elapsed().as_micros();
         if self.json {
             let matches: Vec<_> = hits.iter().map(|hit| json!({"image": hit.image.id, "label": hit.image.label, "similarity": hit.similarity})).collect();
@@ -98,6 +130,9 @@ impl SearchArgs {
         }
         let mut text =
             format!("{}  (embedded in {embed_ms:.0} ms, searched in {search_us} us)", path.display());
+        if hits.is_empty() {
+            text.push_str("\n       no match");
+        }
         for (rank, hit) in hits.iter().enumerate() {
             write!(text, "\n  {:>3}  {:.4}  {}  {}", rank + 1, hit.similarity, hit.image.id, hit.image.label)
                 .expect("a string takes any text");
