@@ -1,10 +1,16 @@
 //! Where things are in the repository.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-/// The root of the repository that this program was built from.
+/// The root of the repository that this program belongs to: cargo and the Makefile say it to programs as they run. What was
+/// compiled in is asked last, since a clone that shares the target folder may have compiled it.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is a folder of the workspace")
+    static CRATE: LazyLock<PathBuf> = LazyLock::new(|| {
+        std::env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+    });
+    CRATE.parent().expect("this crate is a folder of the workspace")
 }
 
 /// Where reports go, wherever cargo builds: `target/reports`.

@@ -62,6 +62,11 @@ fn from_pretrained_weights_to_a_query_network_that_finds_what_the_gallery_networ
     let of_files: serde_json::Value = serde_json::from_str(&place.good(files)).unwrap();
     assert_eq!(of_files["asymmetric"], report["asymmetric"]);
     assert_eq!(of_files["symmetric"], report["symmetric"]);
+    // Each photo expanded by all others is the mean of all, nearly: what was found is then lost.
+    let helped = place.good(&format!("{files} --expand 1 --augment 5"));
+    let helped: serde_json::Value = serde_json::from_str(&helped).unwrap();
+    assert_eq!(helped["gallery"], 6);
+    assert_ne!(helped["asymmetric"], report["asymmetric"]);
     let more = place.good(&format!("{files} --distractor-features qq.safetensors"));
     let more: serde_json::Value = serde_json::from_str(&more).unwrap();
     assert_eq!(more["gallery"], 18);

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use glimpse_trainer::training::read_metrics;
@@ -40,7 +39,7 @@ fn in_terminal(place: &Place, args: &str, (columns, rows): (u32, u32), keys: &[(
     let command = std::iter::once(env!("CARGO_BIN_EXE_glimpse-trainer")).chain(args.split_whitespace());
     let command: Vec<&str> = command.collect();
     let wanted = json!({ "command": command, "folder": place.path(""), "columns": columns, "rows": rows, "keys": keys });
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/terminal.py");
+    let script = common::crate_folder().join("tests/python/terminal.py");
     let mut python = Command::new("python3");
     let mut python =
         python.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("there is Python 3");

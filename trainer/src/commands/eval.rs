@@ -7,9 +7,11 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use glimpse_embedder::{Embedder, SpaceBundle};
+use glimpse_quantizer::Expansion;
 use serde::Serialize;
 
 use super::SightOptions;
+use crate::evaluation::expansion::expanded;
 use crate::evaluation::{DataSet, Figures, evaluate};
 use crate::features::{Extraction, Features, Sight};
 use crate::matrix::{InMemory, MatrixFile, Rows, Stacked};
@@ -64,6 +66,12 @@ pub struct Eval {
     /// such files.
     #[arg(long)]
     distractor_features: Vec<PathBuf>,
+    /// Expand each query by its N nearest gallery photos, and rank again (alpha query expansion, alpha = 3).
+    #[arg(long, value_name = "N")]
+    expand: Option<usize>,
+    /// Expand each gallery photo by its N nearest others first (database-side augmentation).
+    #[arg(long, value_name = "N")]
+    augment: Option<usize>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -253,7 +261,7 @@ impl Eval {
         parts.extend(distractors.iter().map(|matrix| matrix as &dyn Rows));
         let gallery = Stacked::new(parts);
         let figures = |queries: Option<&dyn Rows>, gallery: &dyn Rows, title| {
-            queries.map(|queries| evaluate(sides.data, queries, gallery, title)).transpose()
+            queries.map(|queries| self.evaluate(sides.data, queries, gallery, title)).transpose()
         };
         let symmetric = figures(sides.teacher_queries, &gallery, "ranking, symmetric")?;
         let asymmetric = figures(sides.queries, &gallery, "ranking, asymmetric")?;
@@ -266,6 +274,30 @@ impl Eval {
         let pairs = symmetric.iter().flatten().zip(asymmetric.iter().flatten());
         let retention = pairs.map(|(symmetric, asymmetric)| main(asymmetric) / main(symmetric)).collect();
         Ok(Report { gallery: gallery.count(), symmetric, asymmetric, query_on_both_sides, retention })
+    }
+
+    /// By the protocol, after what `--augment` and `--expand` say. Both look at every gallery photo for each vector, in memory.
+    fn evaluate(
+        &self,
+        data: &DataSet,
+        queries: &dyn Rows,
+        gallery: &dyn Rows,
+        title: &str,
+    ) -> Result<Vec<Figures>> {
+        if self.expand.is_none() && self.augment.is_none() {
+            return Ok(evaluate(data, queries, gallery, title)?);
+        }
+        let dimension = gallery.dimension();
+        let mut rows = gallery.read(0..gallery.count())?;
+        if let Some(neighbours) = self.augment {
+            rows = expanded(&rows, &rows, dimension, Expansion::new(neighbours), true);
+        }
+        let mut asked = queries.read(0..queries.count())?;
+        if let Some(neighbours) = self.expand {
+            asked = expanded(&asked, &rows, dimension, Expansion::new(neighbours), false);
+        }
+        let in_memory = |values| InMemory { values, dimension };
+        Ok(evaluate(data, &in_memory(&asked), &in_memory(&rows), title)?)
     }
 
     fn print(&self, report: &Report) -> Result<()> {

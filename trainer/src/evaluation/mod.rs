@@ -3,8 +3,10 @@
 //! - [`DataSet`]: which photos there are and what answers what, from ground-truth files ([`pickle`] reads Python's).
 //! - [`ranking`]: where the answers stand, with galleries that are streamed from disk.
 //! - [`measures`]: numbers from those ranks.
+//! - [`expansion`]: queries and galleries expanded by their neighbours first.
 
 mod dataset;
+pub mod expansion;
 pub mod measures;
 pub mod pickle;
 pub mod ranking;

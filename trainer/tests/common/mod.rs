@@ -4,13 +4,18 @@
 pub(crate) mod place;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+
+/// Where the trainer's sources are: asked as the test runs, since another clone may have compiled it.
+pub(crate) fn crate_folder() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo says it to tests").into()
+}
 
 /// The pretrained weights of a network, which are not in the repository. Where they are missing the test says that it is
 /// left out; under continuous integration that is a failure.
 pub(crate) fn weights_of(network: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/weights").join(format!("{network}.pth"));
+    let path = crate_folder().join("../data/weights").join(format!("{network}.pth"));
     if path.exists() {
         return Some(path);
     }
@@ -52,7 +57,7 @@ impl Python {
 
     /// Runs a script of `tests/python`, and returns what it writes to standard output.
     pub(crate) fn run(&self, script: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
+        let path = crate_folder().join("tests/python").join(script);
         let mut command = self.command();
         command.arg(path).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("Python was there a moment ago");
