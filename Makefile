@@ -8,18 +8,22 @@ export GLIMPSE_PYTHON_PACKAGES := $(CACHE)/python
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Burn's GPU crates are built again for each set of features, so each has a folder of its own.
 GPU ?= cuda
+# Of the vectors that `bench-search` draws.
+SEED ?= 1
+# That `fuzz` takes.
+SECONDS ?= 60
 GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-gpu lint data weights train-demo bench-accuracy bench-gpu python-packages clean
+.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-gpu python-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: ## recognise the demo's real photos from a simulated device, over MQTT
 	$(CARGO) build --release $(PROGRAMS)
-	$(TARGET)/release/glimpse-demo
+	CARGO_MANIFEST_DIR=$(CURDIR)/tests $(TARGET)/release/glimpse-demo
 
 test: python-packages weights ## every test: units, programs end to end, a foreign MQTT client, onnxruntime
 	$(CARGO) fmt --all --check
@@ -33,6 +37,15 @@ test-arm: ## the quantizer's tests for 64-bit ARM (its NEON kernels) in an emula
 
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
 	CARGO_TARGET_DIR=$(GPU_TARGET) CARGO="$(CARGO)" trainer/test-gpu.sh
+
+fuzz: $(CACHE)/cargo-fuzz/bin/cargo-fuzz ## damaged codebook files against their reader, for a minute (SECONDS=60)
+	mkdir -p quantizer/fuzz/corpus/codebook
+	cp quantizer/tests/fixtures/*.safetensors quantizer/fuzz/corpus/codebook/
+	cd quantizer && RUSTC_BOOTSTRAP=1 PATH="$(CACHE)/cargo-fuzz/bin:$$PATH" CARGO_TARGET_DIR=$(CACHE)/target-fuzz \
+		$(CARGO) fuzz run codebook -- -max_total_time=$(SECONDS) -rss_limit_mb=2048
+
+$(CACHE)/cargo-fuzz/bin/cargo-fuzz:
+	$(CARGO) install --quiet --locked --root $(CACHE)/cargo-fuzz cargo-fuzz@0.13.1
 
 lint: ## clippy on everything
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
@@ -51,6 +64,17 @@ train-demo: ## train the space of models/demo again from the pretrained weights 
 bench-accuracy: ## compare SSP, its rivals and ours (after `make data`; about an hour on two cores; resumes)
 	$(CARGO) build --release -p glimpse-trainer
 	$(TARGET)/release/glimpse-trainer compare --plan trainer/accuracy.toml --out target/reports/accuracy.json --page docs/accuracy.md
+
+bench-search: $(CACHE)/faiss/.installed ## search speed and recall beside Faiss, into target/reports/search.json and docs/performance.md (a quarter of an hour; SEED=1)
+	$(CARGO) build --release --workspace --bins
+	PYTHON=$(PYTHON) PYTHONPATH=$(CACHE)/faiss server-gallery/bench/run.sh $(TARGET)/release/glimpse-gallery target/reports/search.json $(SEED)
+	$(PYTHON) server-gallery/bench/report.py target/reports/search.json docs
+
+# The peer of `bench-search`.
+$(CACHE)/faiss/.installed: server-gallery/bench/requirements.txt
+	@mkdir -p $(CACHE)/faiss
+	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(CACHE)/faiss -r $<
+	@cp $< $@
 
 bench-gpu: $(CACHE)/torch/.installed ## photos a second on a GPU beside PyTorch's, into target/reports/gpu.json (GPU=cuda, rocm, vulkan, metal or wgpu)
 	CARGO_TARGET_DIR=$(GPU_TARGET)-$(GPU) $(CARGO) build --release -p glimpse-trainer --features $(GPU),tuned
