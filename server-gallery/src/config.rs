@@ -14,6 +14,7 @@
 //! exact = false                  # compare with every feature
 //! # rerank = 100                 # candidates ranked exactly, instead of as many as were measured to be enough
 //! # recall = 0.95                # share of the nearest images that inverted lists should not miss
+//! # expand = 5                   # search again with each query expanded by its nearest images
 //! # unknown = "learned"          # photos of nothing in the gallery get no match; or a similarity, as 0.4
 //! ```
 
@@ -50,6 +51,8 @@ pub struct RawConfig {
     pub rerank: Option<i64>,
     /// Share of the nearest images to be found.
     pub recall: Option<f64>,
+    /// Images that expand a query.
+    pub expand: Option<i64>,
     /// `matched`, `learned`, or a similarity.
     pub unknown: Option<String>,
 }
@@ -128,6 +131,7 @@ impl RawConfig {
             exact: self.exact.or(file.boolean("exact")),
             rerank: self.rerank.or(file.number("rerank")),
             recall: self.recall.or(file.fraction("recall")),
+            expand: self.expand.or(file.number("expand")),
             unknown: self.unknown.or(file.text_or_number("unknown")),
         };
         let unknown = file.table.keys().map(|key| format!("unknown field `{key}`"));
@@ -163,6 +167,7 @@ impl RawConfig {
         let clients_max = within("clients_max", self.clients_max, 1000, 10_000);
         let queries_waiting_max = within("queries_waiting_max", self.queries_waiting_max, 256, 16_384);
         let rerank = self.rerank.map(|rerank| usize::from(within("rerank", Some(rerank), 100, u16::MAX)));
+        let expand = self.expand.map_or(0, |expand| usize::from(within("expand", Some(expand), 1, 100)));
         let recall = self.recall.map(|recall| {
             if !(0.5..=1.0).contains(&recall) {
                 problems.push(format!("recall is {recall}, and must be 0.5 to 1"));
@@ -182,7 +187,8 @@ impl RawConfig {
         match broker {
             Ok(broker) if problems.is_empty() => {
                 let exact = self.exact.unwrap_or(false);
-                let matcher = MatcherConfig { exact, rerank, recall, unknown, ..MatcherConfig::default() };
+                let matcher =
+                    MatcherConfig { exact, rerank, recall, unknown, expand, ..MatcherConfig::default() };
                 Ok(ServeConfig { gallery, bundle, broker, queries_waiting_max, matcher })
             }
             Ok(_) => Err(Problems(problems)),
@@ -329,7 +335,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_at_once() {
-        let text = "galery = \"x\"\nlisten = 5\nexact = \"yes\"\nclients_max = 0\nrerank = -1\nqueries_waiting_max = 1000000\nrecall = 2\nunknown = \"never\"\n";
+        let text = "galery = \"x\"\nlisten = 5\nexact = \"yes\"\nclients_max = 0\nrerank = -1\nqueries_waiting_max = 1000000\nrecall = 2\nexpand = 101\nunknown = \"never\"\n";
         let Problems(problems) = raw(text, RawConfig::default()).unwrap_err();
         for named in [
             "unknown field `galery`",
@@ -341,11 +347,12 @@ mod tests {
             "rerank is -1",
             "queries_waiting_max is 1000000",
             "recall is 2",
+            "expand is 101",
             "unknown is never",
         ] {
             assert!(problems.iter().any(|problem| problem.contains(named)), "{named}: {problems:?}");
         }
-        assert_eq!(problems.len(), 10, "{problems:?}");
+        assert_eq!(problems.len(), 11, "{problems:?}");
         let Problems(problems) = raw("a = = 1", flags()).unwrap_err();
         assert!(problems[0].contains("gallery.toml") && problems[0].contains("line 1"), "{problems:?}");
     }

@@ -22,6 +22,7 @@ use glimpse_protocol::{
     Codec, CodecError, DeviceId, ErrorBody, ErrorCode, ErrorReply, Header, MESSAGE_BYTES_MAX, Match, Query,
     QueryId, Reply, TOP_K_MAX, VERSION,
 };
+use glimpse_quantizer::Expansion;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -133,6 +134,8 @@ pub struct MatcherConfig {
     pub recall: Option<f32>,
     /// Which photos show nothing of the gallery.
     pub unknown: UnknownPhotos,
+    /// Images by which each query is expanded before it is answered (alpha query expansion); 0 is none.
+    pub expand: usize,
     /// Replies kept for repeats.
     pub replies_kept_max: usize,
 }
@@ -151,7 +154,7 @@ pub enum UnknownPhotos {
 impl Default for MatcherConfig {
     fn default() -> Self {
         let unknown = UnknownPhotos::Matched;
-        Self { exact: false, rerank: None, recall: None, unknown, replies_kept_max: 4096 }
+        Self { exact: false, rerank: None, recall: None, unknown, expand: 0, replies_kept_max: 4096 }
     }
 }
 
@@ -169,6 +172,7 @@ impl MatcherConfig {
                 UnknownPhotos::Learned => vectors.unknown().map(|unknown| unknown.below),
                 UnknownPhotos::Below(similarity) => Some(similarity),
             },
+            expansion: (self.expand > 0).then(|| Expansion::new(self.expand)),
             ..SearchOptions::top(top_k)
         }
     }

@@ -114,6 +114,9 @@ pub struct ServeArgs {
     /// Share of the nearest images that inverted lists should not miss [default: what the index was made for]
     #[arg(long, env = "GLIMPSE_RECALL", value_name = "SHARE")]
     recall: Option<f64>,
+    /// Search again with each query expanded by its N nearest images (alpha query expansion) [default: not]
+    #[arg(long, env = "GLIMPSE_EXPAND", value_name = "N")]
+    expand: Option<i64>,
     /// Photos that get no match: none (`matched`), those less similar to every image than was `learned` from the gallery,
     /// or than a similarity [default: matched]
     #[arg(long, env = "GLIMPSE_UNKNOWN", value_name = "matched|learned|SIMILARITY")]
@@ -135,6 +138,7 @@ impl ServeArgs {
             exact,
             rerank,
             recall,
+            expand,
             unknown,
         } = self;
         let flags = RawConfig {
@@ -148,6 +152,7 @@ impl ServeArgs {
             exact,
             rerank,
             recall,
+            expand,
             unknown,
         };
         let mut problems = Vec::new();

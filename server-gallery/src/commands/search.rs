@@ -9,7 +9,6 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use glimpse_embedder::{Embedder, read_photo};
 use glimpse_protocol::TOP_K_MAX;
-use glimpse_quantizer::Expansion;
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -77,11 +76,9 @@ impl SearchArgs {
                 bundle.space
             );
         }
-        let options = SearchOptions {
-            expansion: self.expand.map(|neighbours| Expansion::new(usize::from(neighbours))),
-            ..MatcherConfig { exact: self.exact, unknown, ..MatcherConfig::default() }
-                .search(usize::from(self.top_k), &index)
-        };
+        let expand = self.expand.map_or(0, usize::from);
+        let config = MatcherConfig { exact: self.exact, unknown, expand, ..MatcherConfig::default() };
+        let options = config.search(usize::from(self.top_k), &index);
         let filter =
             (!self.label.is_empty()).then(|| index.filter(|image| self.label.contains(&image.label)));
         if filter.as_ref().is_some_and(Filter::is_empty) {
