@@ -80,7 +80,7 @@ unsafe fn assign_with<R: Register>(
     let mut lanes = vec![[0.0; LANES]; dimension];
     for (number, found) in found.chunks_mut(LANES).enumerate() {
         points.transpose(number * LANES, &mut lanes);
-        // SAFETY (all of this block): the caller's promise.
+        // SAFETY: the caller has the instructions of `R` enabled, which is all that its functions ask for.
         let (best, chosen) = unsafe {
             let mut best = R::splat(f32::INFINITY);
             let mut chosen = R::splat(f32::from_bits(0));

@@ -245,13 +245,15 @@ impl<A: Fn(usize) -> usize> Work<'_, A> {
         for (i, similarity) in similarities.iter_mut().enumerate() {
             ahead(i + AHEAD);
             let row = row(bytes, (self.at)(i), row_bytes);
-            // SAFETY: the caller's promise, thrice.
-            *similarity = match precision {
-                Precision::F32 => unsafe { dot::<R, _>(self.query, row.as_chunks().0, |x| R::load_f32(x)) },
-                Precision::F16 => unsafe { dot::<R, _>(self.query, row.as_chunks().0, |x| R::load_f16(x)) },
-                Precision::I8 => {
-                    let (scale, row) = scaled(row);
-                    scale * unsafe { dot::<R, _>(self.query, row, |x| R::load_i8(x)) }
+            // SAFETY: the caller has the instructions of `R` enabled, which is all that its functions ask for.
+            *similarity = unsafe {
+                match precision {
+                    Precision::F32 => dot::<R, _>(self.query, row.as_chunks().0, |x| R::load_f32(x)),
+                    Precision::F16 => dot::<R, _>(self.query, row.as_chunks().0, |x| R::load_f16(x)),
+                    Precision::I8 => {
+                        let (scale, row) = scaled(row);
+                        scale * dot::<R, _>(self.query, row, |x| R::load_i8(x))
+                    }
                 }
             };
         }

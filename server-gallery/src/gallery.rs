@@ -221,7 +221,7 @@ mod tests {
     fn what_does_not_belong_together_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (gallery, at) = (dir.path().join("g"), dir.path().join("b"));
-        let message = || open(&gallery, &at).err().expect("an error").to_string();
+        let message = || open(&gallery, &at).expect_err("an error").to_string();
         assert!(message().contains("is this a space bundle?"));
         bundle(&at, Some(QuantizerShape { sub_spaces: 2, centroids: 16 }));
         assert!(message().contains("glimpse-gallery ingest"), "{}", message());

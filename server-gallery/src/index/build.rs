@@ -232,7 +232,7 @@ pub(super) fn build(
                         ..TrainOptions::default()
                     };
                     let mut watched = |at: train::Progress| watch(Stage::Codebook, at.step, at.steps);
-                    let codebook = match residuals {
+                    match residuals {
                         None => train::train(features, dimension, &train_options, &mut watched)?,
                         Some((coarse, nearest)) => {
                             let mut differences = features.to_vec();
@@ -240,8 +240,7 @@ pub(super) fn build(
                             all.for_each(|(x, list)| subtract(x, coarse.get(*list)));
                             train::train(&differences, dimension, &train_options, &mut watched)?
                         }
-                    };
-                    codebook
+                    }
                 }
             };
             let encoder = Encoder::new(codebook);

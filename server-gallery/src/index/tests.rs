@@ -147,7 +147,7 @@ fn queries_of_a_batch_get_the_answers_that_each_gets_alone() {
         ] {
             let together = index.search(queries, &search, None);
             for (query, found) in queries.chunks(dimension).zip(&together) {
-                assert_eq!(index.search(query, &search, None), [found.clone()], "{name}");
+                assert_eq!(index.search(query, &search, None), std::slice::from_ref(found), "{name}");
             }
         }
     }
