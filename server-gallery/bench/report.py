@@ -82,8 +82,8 @@ def plot(rows):
     every = [point for series in points.values() for point in series]
     x0, x1 = (f(math.log10(x) for x, _ in every) for f in (min, max))
     y0, y1 = math.floor(min(math.log10(y) for _, y in every)), math.ceil(max(math.log10(y) for _, y in every))
-    width, height, left, top = 760, 460, 70, 30
-    wide, high = width - left - 170, height - top - 60
+    width, height, left, top = 790, 460, 70, 30
+    wide, high = width - left - 200, height - top - 60
     x = lambda n: left + wide * (math.log10(n) - x0) / max(x1 - x0, 1e-9)
     y = lambda us: top + high * (y1 - math.log10(us)) / (y1 - y0)
     styles = {
@@ -112,8 +112,8 @@ def plot(rows):
         if not series.startswith("memory"):
             out += [f'<circle cx="{x(n):.1f}" cy="{y(us):.1f}" r="3" fill="{colour}"/>' for n, us in points[series]]
         at = top + 20 + 20 * place
-        out.append(f'<line x1="{width - 155}" x2="{width - 125}" y1="{at}" y2="{at}" stroke="{colour}" stroke-width="2"{dashed}/>')
-        out.append(f'<text x="{width - 118}" y="{at + 4}">{series}</text>')
+        out.append(f'<line x1="{width - 185}" x2="{width - 155}" y1="{at}" y2="{at}" stroke="{colour}" stroke-width="2"{dashed}/>')
+        out.append(f'<text x="{width - 148}" y="{at + 4}">{series}</text>')
     return "\n".join(out + ["</svg>", ""])
 
 
