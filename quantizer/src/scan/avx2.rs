@@ -17,24 +17,19 @@ use core::arch::x86_64::{
 use super::{BLOCK_4, BLOCK_8, Pass, Probe, Width, portable};
 
 /// Queries that share one pass over 4-bit codes: with four sums each they leave half of the 16 registers.
-const QUERIES_MAX: usize = 2;
+pub(super) const QUERIES_MAX: usize = 2;
 
-pub(super) fn scan(pass: &mut Pass<'_>, mut probes: &[Probe]) {
-    let width = pass.codes.shape.width;
-    while let Some(first) = probes.first() {
-        let together = if width == Width::Four { probes.len().min(QUERIES_MAX) } else { 1 };
-        let (now, later) = probes.split_at(together);
-        // SAFETY: a pass with this kernel exists only where the processor has it (`PackedView::new`), its codes have the
-        // lanes layout and the length that their shape says, and `PackedView::scan` has checked that the tables of all
-        // probes are of that shape. Each arm passes as many probes as its function takes.
-        unsafe {
-            match now.len() {
-                _ if width == Width::Eight => scan_8(pass, *first),
-                1 => scan_4::<1>(pass, now),
-                _ => scan_4::<2>(pass, now),
-            }
+/// At most [`QUERIES_MAX`] queries at 4 bits, one at 8.
+pub(super) fn scan(pass: &mut Pass<'_>, probes: &[Probe]) {
+    // SAFETY: a pass with this kernel exists only where the processor has it (`PackedView::new`), its codes have the lanes
+    // layout and the length that their shape says, and `PackedView::scan` has checked that the tables of all probes are of
+    // that shape.
+    unsafe {
+        match (pass.codes.shape.width, probes.len()) {
+            (Width::Eight, _) => scan_8(pass, probes[0]),
+            (Width::Four, 1) => scan_4::<1>(pass, probes),
+            (Width::Four, _) => scan_4::<2>(pass, probes),
         }
-        probes = later;
     }
 }
 

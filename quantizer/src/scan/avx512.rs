@@ -16,30 +16,25 @@ use core::arch::x86_64::{
 use super::{BLOCK_4, Pass, Probe, Width};
 
 /// Queries that share one pass over 4-bit codes: with two sums each they and the codes just fill the 32 registers.
-const QUERIES_MAX: usize = 8;
+pub(super) const QUERIES_MAX: usize = 8;
 
-pub(super) fn scan(pass: &mut Pass<'_>, mut probes: &[Probe]) {
-    let width = pass.codes.shape.width;
-    while let Some(first) = probes.first() {
-        let together = if width == Width::Four { probes.len().min(QUERIES_MAX) } else { 1 };
-        let (now, later) = probes.split_at(together);
-        // SAFETY: a pass with this kernel exists only where the processor has it (`PackedView::new`), its codes have the
-        // quads layout and the length that their shape says, and `PackedView::scan` has checked that the tables of all
-        // probes are of that shape. Each arm passes as many probes as its function takes.
-        unsafe {
-            match now.len() {
-                _ if width == Width::Eight => scan_8(pass, *first),
-                1 => scan_4::<1>(pass, now),
-                2 => scan_4::<2>(pass, now),
-                3 => scan_4::<3>(pass, now),
-                4 => scan_4::<4>(pass, now),
-                5 => scan_4::<5>(pass, now),
-                6 => scan_4::<6>(pass, now),
-                7 => scan_4::<7>(pass, now),
-                _ => scan_4::<8>(pass, now),
-            }
+/// At most [`QUERIES_MAX`] queries at 4 bits, one at 8.
+pub(super) fn scan(pass: &mut Pass<'_>, probes: &[Probe]) {
+    // SAFETY: a pass with this kernel exists only where the processor has it (`PackedView::new`), its codes have the quads
+    // layout and the length that their shape says, and `PackedView::scan` has checked that the tables of all probes are of
+    // that shape.
+    unsafe {
+        match (pass.codes.shape.width, probes.len()) {
+            (Width::Eight, _) => scan_8(pass, probes[0]),
+            (Width::Four, 1) => scan_4::<1>(pass, probes),
+            (Width::Four, 2) => scan_4::<2>(pass, probes),
+            (Width::Four, 3) => scan_4::<3>(pass, probes),
+            (Width::Four, 4) => scan_4::<4>(pass, probes),
+            (Width::Four, 5) => scan_4::<5>(pass, probes),
+            (Width::Four, 6) => scan_4::<6>(pass, probes),
+            (Width::Four, 7) => scan_4::<7>(pass, probes),
+            (Width::Four, _) => scan_4::<8>(pass, probes),
         }
-        probes = later;
     }
 }
 

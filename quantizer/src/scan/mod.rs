@@ -341,16 +341,21 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Hands the kernel as many queries at a time as share its registers.
     fn run(&mut self, probes: &[Probe]) {
-        match self.codes.kernel {
-            Kernel::Portable => portable::scan(self, probes),
+        let (scan, together): (fn(&mut Pass<'_>, &[Probe]), usize) = match self.codes.kernel {
+            Kernel::Portable => (portable::scan, 1),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2 => avx2::scan(self, probes),
+            Kernel::Avx2 => (avx2::scan, avx2::QUERIES_MAX),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512 => avx512::scan(self, probes),
+            Kernel::Avx512 => (avx512::scan, avx512::QUERIES_MAX),
             #[cfg(target_arch = "aarch64")]
-            Kernel::Neon => neon::scan(self, probes),
+            Kernel::Neon => (neon::scan, neon::QUERIES_MAX),
             _ => unreachable!("`PackedView::new` refuses kernels that cannot run here"),
+        };
+        let together = if self.codes.shape.width == Width::Four { together } else { 1 };
+        for probes in probes.chunks(together) {
+            scan(self, probes);
         }
     }
 

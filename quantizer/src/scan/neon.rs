@@ -13,26 +13,21 @@ use core::arch::aarch64::{
 use super::{BLOCK_4, BLOCK_8, Pass, Probe, Width};
 
 /// Queries that share one pass over 4-bit codes: with four sums each they leave half of the 32 registers.
-const QUERIES_MAX: usize = 4;
+pub(super) const QUERIES_MAX: usize = 4;
 
-pub(super) fn scan(pass: &mut Pass<'_>, mut probes: &[Probe]) {
-    let width = pass.codes.shape.width;
-    while let Some(first) = probes.first() {
-        let together = if width == Width::Four { probes.len().min(QUERIES_MAX) } else { 1 };
-        let (now, later) = probes.split_at(together);
-        // SAFETY: NEON is part of aarch64; the codes have the lanes layout and the length that their shape says, and
-        // `PackedView::scan` has checked that the tables of all probes are of that shape. Each arm passes as many probes
-        // as its function takes.
-        unsafe {
-            match now.len() {
-                _ if width == Width::Eight => scan_8(pass, *first),
-                1 => scan_4::<1>(pass, now),
-                2 => scan_4::<2>(pass, now),
-                3 => scan_4::<3>(pass, now),
-                _ => scan_4::<4>(pass, now),
-            }
+/// At most [`QUERIES_MAX`] queries at 4 bits, one at 8.
+pub(super) fn scan(pass: &mut Pass<'_>, probes: &[Probe]) {
+    // SAFETY: NEON is part of aarch64; its codes have the lanes
+    // layout and the length that their shape says, and `PackedView::scan` has checked that the tables of all probes are of
+    // that shape.
+    unsafe {
+        match (pass.codes.shape.width, probes.len()) {
+            (Width::Eight, _) => scan_8(pass, probes[0]),
+            (Width::Four, 1) => scan_4::<1>(pass, probes),
+            (Width::Four, 2) => scan_4::<2>(pass, probes),
+            (Width::Four, 3) => scan_4::<3>(pass, probes),
+            (Width::Four, _) => scan_4::<4>(pass, probes),
         }
-        probes = later;
     }
 }
 

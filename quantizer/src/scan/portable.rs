@@ -2,12 +2,11 @@
 
 use super::{BLOCK_4, BLOCK_8, Pass, Probe, Width};
 
+/// One query.
 pub(super) fn scan(pass: &mut Pass<'_>, probes: &[Probe]) {
-    for probe in probes {
-        match pass.codes.shape.width {
-            Width::Four => scan_blocks::<BLOCK_4>(pass, *probe, sums_4),
-            Width::Eight => scan_blocks::<BLOCK_8>(pass, *probe, sums_8),
-        }
+    match pass.codes.shape.width {
+        Width::Four => scan_blocks::<BLOCK_4>(pass, probes[0], sums_4),
+        Width::Eight => scan_blocks::<BLOCK_8>(pass, probes[0], sums_8),
     }
 }
 
