@@ -10,6 +10,7 @@
 //! - [`matcher`]: bytes of a query in, bytes of its reply out; no I/O.
 //! - [`mqtt`]: the client between a broker and the matcher.
 //! - `broker`: the embedded broker, behind the feature `embedded-broker`.
+//! - [`password`]: hashes of passwords.
 //! - [`config`]: a TOML file, the environment and flags, checked as a whole.
 //! - [`serve`]: the server process, to be run by `main` or by a test.
 //! - [`commands`]: one file for each command of the binary.
@@ -27,6 +28,7 @@ pub mod index;
 pub mod ingest;
 pub mod matcher;
 pub mod mqtt;
+pub mod password;
 pub mod progress;
 pub mod serve;
 mod session;
