@@ -8,6 +8,7 @@
 //! - [`network`]: an ONNX network in tract ([`Network`]).
 //! - [`embed`]: both together ([`Embedder`]).
 //! - [`space`]: the folder that holds a space ([`SpaceBundle`]).
+//! - `matrix`, behind the feature of that name: features in `.npy` and safetensors files.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -20,6 +21,8 @@
 //! ```
 
 pub mod embed;
+#[cfg(feature = "matrix")]
+pub mod matrix;
 pub mod metadata;
 pub mod network;
 pub mod photo;

@@ -33,7 +33,7 @@ pub mod int8;
 pub mod linalg;
 pub mod log;
 pub mod losses;
-pub mod matrix;
+pub use glimpse_embedder::matrix;
 pub mod networks;
 pub mod onnx;
 pub mod photos;

@@ -273,8 +273,11 @@ fn safetensors_layout(mut file: &File, length: u64) -> Result<Layout, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::Write;
+
+    use safetensors::tensor::TensorView;
+
+    use super::*;
 
     /// A `.npy` file by the format's description: magic, version 1.0, length of the header, header, values.
     fn npy(kind: &str, order: &str, shape: &str, values: &[u8]) -> Vec<u8> {
@@ -309,10 +312,12 @@ mod tests {
             assert_eq!((matrix.count(), matrix.dimension()), (4, 3));
             assert_eq!(matrix.read(1..3).unwrap(), values[3..9], "{kind}");
         }
-        let features = crate::features::Features::from_f32(vec![3], vec![0, 1, 2, 3], values.clone());
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("b.safetensors");
-        features.write(&path, std::collections::HashMap::new()).unwrap();
+        let (rows, items) = (bytes(&values), bytes(&[0.0; 4]));
+        let views = [
+            ("features", TensorView::new(Dtype::F32, vec![4, 3], &rows).unwrap()),
+            ("items", TensorView::new(Dtype::F32, vec![4], &items).unwrap()),
+        ];
+        let (_dir, path) = write("b.safetensors", &safetensors::serialize(views, None).unwrap());
         let matrix = MatrixFile::open(&path).unwrap();
         assert_eq!(matrix.read(0..4).unwrap(), values);
         let memory = InMemory { values: &values, dimension: 3 };
