@@ -36,7 +36,7 @@ pub mod topics;
 pub use codec::{Codec, CodecError, Embedding};
 pub use ids::{DeviceId, IdError, QueryId, SpaceId};
 pub use message::{
-    DeviceStatus, ErrorBody, ErrorCode, ErrorReply, GalleryStatus, Header, Match, Query, Reply,
+    DeviceStatus, ErrorBody, ErrorCode, ErrorReply, FilterOf, GalleryStatus, Header, Match, Query, Reply,
 };
 pub use topics::{DeviceTopic, Topic};
 

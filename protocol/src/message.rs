@@ -127,7 +127,7 @@ keyed_map!(Header { 0 v, 1 id ? absent });
 /// | 4 | `codec` | `"f32"`, `"f16"`, `"i8"`, `"pq"`; optional where `embedding` is an array of numbers |
 /// | 5 | `embedding` | bytes |
 /// | 6 | `top_k` | 1 to [`TOP_K_MAX`], 10 if absent |
-/// | 7 | `filter` | reserved: a server that serves no filters refuses it rather than ignoring it |
+/// | 7 | `filter` | which images may answer, as the server defines it ([`FilterOf`]); absent: all |
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query<const BYTES: usize = EMBEDDING_BYTES_MAX> {
     /// Version of the message; [`Query::new`] writes [`VERSION`].
@@ -142,7 +142,7 @@ pub struct Query<const BYTES: usize = EMBEDDING_BYTES_MAX> {
     pub embedding: Embedding<BYTES>,
     /// How many matches are wanted.
     pub top_k: u16,
-    /// Whether the message carried a `filter`. This version defines none.
+    /// Whether the message carried a `filter`: who offers them reads it by [`FilterOf`], who does not refuses the query.
     pub has_filter: bool,
 }
 
@@ -250,6 +250,39 @@ impl<'de, const BYTES: usize> Deserialize<'de> for Query<BYTES> {
     }
 }
 
+/// The `filter` of a [`Query`], read as the type that a server has for it; the rest of the message is passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilterOf<F>(pub Option<F>);
+
+impl<'de, F: Deserialize<'de>> Deserialize<'de> for FilterOf<F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<F>(core::marker::PhantomData<F>);
+
+        impl<'de, F: Deserialize<'de>> de::Visitor<'de> for Visitor<F> {
+            type Value = FilterOf<F>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of the fields of Query")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut filter = None;
+                while let Some(key) = map.next_key_seed(Key(Query::<0>::FIELDS))? {
+                    match key {
+                        Some(7) => filter = map.next_value()?,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(FilterOf(filter))
+            }
+        }
+
+        deserializer.deserialize_map(Visitor(core::marker::PhantomData))
+    }
+}
+
 /// One gallery image that answers a query.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Match {
@@ -318,9 +351,11 @@ pub struct ErrorBody {
     pub code: ErrorCode,
     /// For people; says what to do.
     pub message: String<256>,
+    /// For programs: how long to wait before asking again, in milliseconds. Comes with [`ErrorCode::Busy`].
+    pub retry_after_ms: Option<u32>,
 }
 
-keyed_map!(ErrorBody { 0 code, 1 message });
+keyed_map!(ErrorBody { 0 code, 1 message, 2 retry_after_ms ? absent });
 
 impl ErrorBody {
     /// Cuts `message` to what fits, at a character's edge.
@@ -331,7 +366,12 @@ impl ErrorBody {
                 break;
             }
         }
-        Self { code, message: text }
+        Self { code, message: text, retry_after_ms: None }
+    }
+
+    /// The same, with a time to wait.
+    pub fn retry_after(self, retry_after_ms: u32) -> Self {
+        Self { retry_after_ms: Some(retry_after_ms), ..self }
     }
 }
 
@@ -494,6 +534,33 @@ mod tests {
     fn a_code_of_a_newer_server_is_other() {
         assert_eq!(serde_json::from_str::<ErrorCode>("\"moon_phase\"").unwrap(), ErrorCode::Other);
         assert_eq!(serde_json::to_string(&ErrorCode::BadTopK).unwrap(), "\"bad_top_k\"");
+    }
+
+    #[test]
+    fn a_filter_is_read_as_the_servers_type_and_the_rest_is_passed_over() {
+        let mut value = serde_json::to_value(query(Codec::I8)).unwrap();
+        let filter = |value: &serde_json::Value| {
+            let by_json: FilterOf<std::string::String> = serde_json::from_value(value.clone()).unwrap();
+            let by_cbor: FilterOf<std::string::String> =
+                ciborium::from_reader(cbor(value).as_slice()).unwrap();
+            assert_eq!(by_json, by_cbor);
+            by_json.0
+        };
+        assert_eq!(filter(&value), None);
+        value["filter"] = "red".into();
+        assert_eq!(filter(&value).as_deref(), Some("red"));
+        assert!(serde_json::from_value::<Query>(value.clone()).unwrap().has_filter);
+        assert!(serde_json::from_value::<FilterOf<u32>>(value).is_err());
+        let by_number = ciborium::from_reader::<FilterOf<bool>, _>(&b"\xa2\x00\x01\x07\xf5"[..]);
+        assert_eq!(by_number.unwrap(), FilterOf(Some(true)));
+    }
+
+    #[test]
+    fn a_time_to_wait_comes_with_the_error_where_there_is_one() {
+        let body = ErrorBody::new(ErrorCode::Busy, "later");
+        assert_eq!(cbor(&body).len() + 5, cbor(&body.clone().retry_after(2000)).len() + 1);
+        check_both_ways(&body);
+        check_both_ways(&body.retry_after(2000));
     }
 
     #[test]
