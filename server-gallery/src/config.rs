@@ -11,6 +11,8 @@
 //! # client_id = "gallery-1"      # our name there; fixed, and another for each server
 //! clients_max = 1000             # of the embedded broker
 //! queries_waiting_max = 256      # more are answered `busy`
+//! latency_budget_ms = 20         # queries that are searched together take no longer
+//! device_rate_max = 100.0        # queries a second and device, on average; more are answered `busy`
 //! exact = false                  # compare with every feature
 //! # rerank = 100                 # candidates ranked exactly, instead of as many as were measured to be enough
 //! # recall = 0.95                # share of the nearest images that inverted lists should not miss
@@ -20,10 +22,12 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use toml::{Table, Value};
 
 use crate::matcher::{MatcherConfig, UnknownPhotos};
+use crate::mqtt::Pacing;
 
 /// Port of MQTT without TLS.
 const PORT: u16 = 1883;
@@ -45,6 +49,10 @@ pub struct RawConfig {
     pub clients_max: Option<i64>,
     /// Queries that wait.
     pub queries_waiting_max: Option<i64>,
+    /// Time for a batch.
+    pub latency_budget_ms: Option<i64>,
+    /// Queries a second and device.
+    pub device_rate_max: Option<f64>,
     /// Exact search.
     pub exact: Option<bool>,
     /// Candidates ranked exactly.
@@ -68,6 +76,8 @@ pub struct ServeConfig {
     pub broker: BrokerConfig,
     /// Queries that wait for the matcher; more are answered `busy`.
     pub queries_waiting_max: u16,
+    /// How many are searched together, and how often a device may ask.
+    pub pacing: Pacing,
     /// How to search.
     pub matcher: MatcherConfig,
 }
@@ -128,6 +138,8 @@ impl RawConfig {
             client_id: self.client_id.or(file.text("client_id")),
             clients_max: self.clients_max.or(file.number("clients_max")),
             queries_waiting_max: self.queries_waiting_max.or(file.number("queries_waiting_max")),
+            latency_budget_ms: self.latency_budget_ms.or(file.number("latency_budget_ms")),
+            device_rate_max: self.device_rate_max.or(file.fraction("device_rate_max")),
             exact: self.exact.or(file.boolean("exact")),
             rerank: self.rerank.or(file.number("rerank")),
             recall: self.recall.or(file.fraction("recall")),
@@ -166,8 +178,13 @@ impl RawConfig {
         };
         let clients_max = within("clients_max", self.clients_max, 1000, 10_000);
         let queries_waiting_max = within("queries_waiting_max", self.queries_waiting_max, 256, 16_384);
+        let latency_budget = within("latency_budget_ms", self.latency_budget_ms, 20, 1000);
         let rerank = self.rerank.map(|rerank| usize::from(within("rerank", Some(rerank), 100, u16::MAX)));
         let expand = self.expand.map_or(0, |expand| usize::from(within("expand", Some(expand), 1, 100)));
+        let device_rate_max = self.device_rate_max.unwrap_or(Pacing::default().device_rate_max);
+        if !(0.01..=10_000.0).contains(&device_rate_max) {
+            problems.push(format!("device_rate_max is {device_rate_max}, and must be 0.01 to 10000"));
+        }
         let recall = self.recall.map(|recall| {
             if !(0.5..=1.0).contains(&recall) {
                 problems.push(format!("recall is {recall}, and must be 0.5 to 1"));
@@ -189,7 +206,9 @@ impl RawConfig {
                 let exact = self.exact.unwrap_or(false);
                 let matcher =
                     MatcherConfig { exact, rerank, recall, unknown, expand, ..MatcherConfig::default() };
-                Ok(ServeConfig { gallery, bundle, broker, queries_waiting_max, matcher })
+                let latency_budget = Duration::from_millis(latency_budget.into());
+                let pacing = Pacing { latency_budget, device_rate_max };
+                Ok(ServeConfig { gallery, bundle, broker, queries_waiting_max, pacing, matcher })
             }
             Ok(_) => Err(Problems(problems)),
             Err(problem) => {
@@ -335,7 +354,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_at_once() {
-        let text = "galery = \"x\"\nlisten = 5\nexact = \"yes\"\nclients_max = 0\nrerank = -1\nqueries_waiting_max = 1000000\nrecall = 2\nexpand = 101\nunknown = \"never\"\n";
+        let text = "galery = \"x\"\nlisten = 5\nexact = \"yes\"\nclients_max = 0\nrerank = -1\nqueries_waiting_max = 1000000\nlatency_budget_ms = 0\ndevice_rate_max = 0\nrecall = 2\nexpand = 101\nunknown = \"never\"\n";
         let Problems(problems) = raw(text, RawConfig::default()).unwrap_err();
         for named in [
             "unknown field `galery`",
@@ -346,13 +365,15 @@ mod tests {
             "clients_max is 0",
             "rerank is -1",
             "queries_waiting_max is 1000000",
+            "latency_budget_ms is 0",
+            "device_rate_max is 0",
             "recall is 2",
             "expand is 101",
             "unknown is never",
         ] {
             assert!(problems.iter().any(|problem| problem.contains(named)), "{named}: {problems:?}");
         }
-        assert_eq!(problems.len(), 11, "{problems:?}");
+        assert_eq!(problems.len(), 13, "{problems:?}");
         let Problems(problems) = raw("a = = 1", flags()).unwrap_err();
         assert!(problems[0].contains("gallery.toml") && problems[0].contains("line 1"), "{problems:?}");
     }

@@ -1,13 +1,15 @@
 //! Bundle, store and index put together: the checks that they belong together, and when an index is made anew.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use glimpse_embedder::{SpaceBundle, SpaceError};
 use glimpse_quantizer::Codebook;
 use thiserror::Error;
 
 use crate::index::{BuildError, CodesOption, FileError, Index, IndexOptions, Watch};
-use crate::store::{self, Images, StoreError};
+use crate::store::{Committed, Reader, Store, StoreError};
+use crate::view::{View, ViewError};
 
 /// Name of the index in the gallery's folder.
 pub const INDEX: &str = "index.glimpse";
@@ -35,63 +37,132 @@ pub enum GalleryError {
     /// No index can be made.
     #[error("no index can be made")]
     Build(#[from] BuildError),
-    /// The index cannot be written.
+    /// The index cannot be used.
     #[error(transparent)]
     Index(#[from] FileError),
+    /// The operating system gave no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// A bug of ours.
+    #[error("the thread that makes the index has panicked: see the panic above, and report it")]
+    IndexerPanicked,
+}
+
+impl From<ViewError> for GalleryError {
+    fn from(error: ViewError) -> Self {
+        match error {
+            ViewError::Store(error) => error.into(),
+            ViewError::Build(error) => error.into(),
+        }
+    }
 }
 
 fn cause(error: &SpaceError) -> String {
     std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default()
 }
 
-/// Loads bundle and gallery with its index, which is made anew, with default options, where there is none that fits.
+/// Images that a view lays over an index at most: comparing with all of them costs a query of a core a millisecond or two.
+pub const CHANGES_MAX: usize = 20_000;
+
+/// The gallery as it is now, with its bundle. An index is made, with default options, where there is none that fits.
 ///
 /// # Errors
 /// When one of them cannot be read, or they do not belong together.
-pub fn open(gallery: &Path, bundle: &Path, watch: Watch<'_>) -> Result<(SpaceBundle, Index), GalleryError> {
+pub fn open(gallery: &Path, bundle: &Path, watch: Watch<'_>) -> Result<(SpaceBundle, View), GalleryError> {
     let bundle = SpaceBundle::load(bundle)?;
-    let index = refresh(gallery, &bundle, None, watch)?;
-    Ok((bundle, index))
+    let view = view(gallery, &bundle, &Reader::open(gallery)?, watch)?;
+    Ok((bundle, view))
 }
 
-/// The index of a gallery: the one that it has where that fits, and is not to be made with other `options`.
+/// The newest generation of a gallery: its index with what has changed since, or a new index.
 ///
 /// # Errors
 /// As [`open`].
-pub fn refresh(
+pub fn view(
     gallery: &Path,
     bundle: &SpaceBundle,
-    options: Option<&IndexOptions>,
+    reader: &Reader,
+    watch: Watch<'_>,
+) -> Result<View, GalleryError> {
+    let now = reader.now()?;
+    now.meta().check_space(gallery, bundle.space, bundle.dimension)?;
+    if let Some(view) = kept(gallery, bundle)?
+        .map(|index| View::of(Arc::new(index)).advance(&now, CHANGES_MAX))
+        .transpose()?
+        .flatten()
+    {
+        return Ok(view);
+    }
+    Ok(View::of(Arc::new(make(gallery, bundle, now, &IndexOptions::default(), watch)?)))
+}
+
+/// The index in a gallery's folder, where there is one that can be used. What it is of is for the caller to see.
+///
+/// # Errors
+/// When the bundle's codebook cannot be used, or does not fit.
+pub fn kept(gallery: &Path, bundle: &SpaceBundle) -> Result<Option<Index>, GalleryError> {
+    match Index::open(&gallery.join(INDEX), codebook(bundle)?) {
+        Ok(index) if (index.meta().space, index.meta().dimension) == (bundle.space, bundle.dimension) => {
+            return Ok(Some(index));
+        }
+        Ok(_) => tracing::info!("the index is of another space"),
+        Err(FileError::Missing { .. }) => tracing::debug!("there is no index yet"),
+        Err(error @ FileError::Codebook(_)) => return Err(error.into()),
+        Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
+    }
+    Ok(None)
+}
+
+/// Makes the index of a generation and keeps it in the gallery's folder.
+///
+/// # Errors
+/// When it cannot be made. One that cannot be kept is only warned of: a gallery on a medium that cannot be written is served
+/// all the same.
+pub fn make(
+    gallery: &Path,
+    bundle: &SpaceBundle,
+    of: Committed,
+    options: &IndexOptions,
     watch: Watch<'_>,
 ) -> Result<Index, GalleryError> {
-    let path = gallery.join(INDEX);
-    let images = store::load_images(gallery)?;
-    images.meta.check_space(gallery, bundle.space, bundle.dimension)?;
-    let codebook = codebook(bundle)?;
-    let kept = |images: Images| Index::open(&path, images, codebook.clone());
-    if options.is_none() {
-        match kept(images) {
-            Ok(index) => return Ok(index),
-            Err(FileError::Missing { .. }) => tracing::debug!("there is no index yet"),
-            Err(error @ FileError::Stale { .. }) => tracing::info!("making a new index: {error}"),
-            Err(error @ FileError::Codebook(_)) => return Err(error.into()),
-            Err(error) => tracing::warn!("making a new index: {:#}", anyhow::Error::from(error)),
-        }
+    of.meta().check_space(gallery, bundle.space, bundle.dimension)?;
+    let snapshot = of.snapshot(gallery)?;
+    // Its pages can be used again while the index is made.
+    drop(of);
+    let index = Index::build(snapshot, codebook(bundle)?, options, watch)?;
+    let state = index.state();
+    if let Err(error) = index.save(&gallery.join(INDEX)) {
+        let error = anyhow::Error::from(error);
+        tracing::warn!("{error:#}: the index will be made anew at the next start");
+        return Ok(index);
     }
-    let snapshot = store::load(gallery)?;
-    let default = IndexOptions::default();
-    let index = Index::build(snapshot, codebook.clone(), options.unwrap_or(&default), watch)?;
-    match index.save(&path) {
-        // Mapped from its file from now on, so that memory holds what is searched and no more.
-        Ok(()) => Ok(store::load_images(gallery).ok().and_then(|images| kept(images).ok()).unwrap_or(index)),
-        // A gallery on a medium that cannot be written is served all the same; who asked for an index is told.
-        Err(error) if options.is_none() => {
-            let error = anyhow::Error::from(error);
-            tracing::warn!("{error:#}: it will be made anew at the next start");
-            Ok(index)
-        }
-        Err(error) => Err(error.into()),
+    // No reader needs them to bring this index up to date; whoever cannot write leaves them for the next.
+    if let Err(error) =
+        Store::open_existing(gallery).and_then(|mut store| store.forget_changes(state.generation))
+    {
+        tracing::debug!(%error, "changes stay recorded");
     }
+    // Mapped from its file from now on, so that memory holds what is searched and no more.
+    Ok(kept(gallery, bundle)?.filter(|kept| kept.state() == state).unwrap_or(index))
+}
+
+/// Brings the index up to date where that is worth it, after a command that has changed much.
+///
+/// # Errors
+/// As [`open`].
+pub fn refresh(gallery: &Path, bundle: &SpaceBundle, watch: Watch<'_>) -> Result<View, GalleryError> {
+    let reader = Reader::open(gallery)?;
+    let view = view(gallery, bundle, &reader, watch)?;
+    if !worth_an_index(&view) {
+        return Ok(view);
+    }
+    Ok(View::of(Arc::new(make(gallery, bundle, reader.now()?, &IndexOptions::default(), watch)?)))
+}
+
+/// Whether so much has changed since the index of a view was made that a new one should be: a twentieth of the gallery, but not
+/// for a handful of photos.
+pub fn worth_an_index(view: &View) -> bool {
+    view.changes() > (view.len() / 20).clamp(256, CHANGES_MAX / 2)
 }
 
 /// The codes of the space itself, to be searched with.
@@ -141,8 +212,8 @@ mod tests {
 
     use super::*;
     use crate::index::SearchOptions;
-    use crate::store::{Image, Snapshot, Store};
-    use crate::testing::{SPACE, codebook as crude, random_units, snapshot};
+    use crate::store::Image;
+    use crate::testing::{SPACE, codebook as crude, images, random_units};
 
     fn bundle(dir: &Path, quantizer: Option<QuantizerShape>) -> SpaceBundle {
         std::fs::create_dir_all(dir).unwrap();
@@ -154,12 +225,15 @@ mod tests {
     }
 
     fn fill(dir: &Path) {
-        let Snapshot { images, features, .. } = snapshot(16, &random_units(20, 16, 1));
+        let features = random_units(20, 16, 1);
         let rows = features.chunks(16).map(<[f32]>::to_vec);
-        Store::open(dir, SPACE, 16).unwrap().put(&images.into_iter().zip(rows).collect::<Vec<_>>()).unwrap();
+        Store::open(dir, SPACE, 16)
+            .unwrap()
+            .put(&images(20).into_iter().zip(rows).collect::<Vec<_>>())
+            .unwrap();
     }
 
-    fn open(gallery: &Path, bundle: &Path) -> Result<(SpaceBundle, Index), GalleryError> {
+    fn open(gallery: &Path, bundle: &Path) -> Result<(SpaceBundle, View), GalleryError> {
         super::open(gallery, bundle, &mut |_, _, _| true)
     }
 
@@ -185,8 +259,8 @@ mod tests {
         let index = gallery.join(INDEX);
         let nearest = |expected: &str| {
             let query = &random_units(20, 16, 1)[3 * 16..4 * 16];
-            let (_, index) = open(&gallery, &at).unwrap();
-            assert_eq!(index.search(query, &SearchOptions::top(1), None)[0].image.id, expected);
+            let (_, view) = open(&gallery, &at).unwrap();
+            assert_eq!(view.search(query, &SearchOptions::top(1), None)[0][0].image.id, expected);
         };
         nearest("000003");
         let first = std::fs::read(&index).unwrap();
@@ -207,13 +281,19 @@ mod tests {
             nearest("000003");
         }
 
-        // Another image that is nearer.
+        // A few changes are laid over the index that there is.
         let mut store = Store::open(&gallery, SPACE, 16).unwrap();
-        let image =
-            Image { id: "000000a".to_owned(), ..snapshot(16, &random_units(1, 16, 1)).images.remove(0) };
-        store.put(&[(image, random_units(20, 16, 1)[3 * 16..4 * 16].to_vec())]).unwrap();
-        drop(store);
+        let nearer = Image { id: "000000a".to_owned(), ..images(1).remove(0) };
+        store.put(&[(nearer, random_units(20, 16, 1)[3 * 16..4 * 16].to_vec())]).unwrap();
         nearest("000000a");
+        store.remove(["000000a"]).unwrap();
+        nearest("000003");
+        assert_eq!(std::fs::read(&index).unwrap(), first);
+        // Another gallery under the same name needs another index.
+        drop(store);
+        std::fs::remove_file(gallery.join(crate::store::FILE)).unwrap();
+        fill(&gallery);
+        nearest("000003");
         assert_ne!(std::fs::read(&index).unwrap(), first);
     }
 

@@ -57,7 +57,7 @@ pub struct Report {
     pub stored: usize,
     /// Photos that were stored already, with the same label.
     pub unchanged: usize,
-    /// Photos that were stored already, with another label or path.
+    /// Photos that were stored already, with another label, path or attribute.
     pub relabelled: usize,
     /// Photos passed over, and why.
     pub failed: Vec<(PathBuf, String)>,
@@ -135,8 +135,14 @@ fn read(source: &Source, embed: &impl Embed, known: &HashMap<String, Image>) -> 
     };
     let image = Image {
         id: source.id.clone(),
-        path: source.path.to_string_lossy().into_owned(),
+        // A server may run in another folder.
+        path: std::path::absolute(&source.path)
+            .as_ref()
+            .unwrap_or(&source.path)
+            .to_string_lossy()
+            .into_owned(),
         label: source.label.clone(),
+        attributes: source.attributes.clone(),
         photo_hash: *blake3::hash(&bytes).as_bytes(),
     };
     match known.get(&image.id) {
@@ -171,7 +177,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
-    use crate::store;
+    use crate::store::{self, Attributes};
     use crate::testing::SPACE;
 
     /// Embeds a file's first byte as an angle; a file that begins with `!` is no photo.
@@ -210,7 +216,7 @@ mod tests {
         let write = |(id, bytes): (String, Vec<u8>)| {
             let path = dir.join(&id);
             std::fs::write(&path, bytes).unwrap();
-            Source { label: format!("label of {id}"), id, path }
+            Source { label: format!("label of {id}"), id, path, attributes: Attributes::default() }
         };
         names.into_iter().map(write).collect()
     }
@@ -234,6 +240,7 @@ mod tests {
             id: "gone.jpg".to_owned(),
             path: dir.path().join("gone.jpg"),
             label: String::new(),
+            attributes: Attributes::default(),
         });
         sources[2].label = "x".repeat(200);
         let report = ingest(&dir.path().join("g"), &FirstByte::default(), &sources);
@@ -245,7 +252,7 @@ mod tests {
                 && reasons[2].contains("No such file"),
             "{reasons:?}"
         );
-        assert_eq!(store::load(&dir.path().join("g")).unwrap().images[0].id, "a.jpg");
+        assert_eq!(store::load(&dir.path().join("g")).unwrap().images.get(0).id, "a.jpg");
     }
 
     #[test]
@@ -289,6 +296,6 @@ mod tests {
         assert_eq!(embed.embedded.load(Ordering::Relaxed), 1);
         let snapshot = store::load(&dir.path().join("g")).unwrap();
         assert_eq!(snapshot.features[..2], [f32::from(b'z').cos(), f32::from(b'z').sin()]);
-        assert_eq!(snapshot.images[1].label, "pear");
+        assert_eq!(snapshot.images.get(1).label, "pear");
     }
 }

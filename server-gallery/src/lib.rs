@@ -5,8 +5,14 @@
 //! - [`store`]: the durable gallery, one redb file.
 //! - [`sources`]: which photos to ingest, from a folder or a CSV file.
 //! - [`ingest`]: photos into the store, on all cores, resumable.
+//! - [`catalogue`]: what is known of the images of an index, packed.
 //! - [`index`]: the gallery in memory; ADC scan over codes, exact ranking.
-//! - [`gallery`]: bundle and store put together into an index.
+//! - [`filter`]: which images a query may be answered with.
+//! - [`view`]: an index and what has changed since it was made: one generation, to be searched.
+//! - [`gallery`]: bundle, store and index put together into a view.
+//! - [`live`]: the view of a gallery that others write to.
+//! - [`verify`]: whether a gallery's folder holds what was committed.
+//! - [`backup`]: copies of a gallery, and a gallery in the place of another.
 //! - [`matcher`]: bytes of a query in, bytes of its reply out; no I/O.
 //! - [`mqtt`]: the client between a broker and the matcher.
 //! - `broker`: the embedded broker, behind the feature `embedded-broker`.
@@ -18,15 +24,21 @@
 //! Nothing here writes a reply's format but [`matcher`], nothing knows topics but [`mqtt`] and `broker`, and nothing
 //! prints but [`commands`].
 
+pub mod backup;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 mod cache;
+pub mod catalogue;
 pub mod commands;
 pub mod config;
+pub mod filter;
 pub mod gallery;
 pub mod index;
 pub mod ingest;
+mod limits;
+pub mod live;
 pub mod matcher;
+mod memory;
 pub mod mqtt;
 pub mod password;
 pub mod progress;
@@ -36,3 +48,5 @@ pub mod sources;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod verify;
+pub mod view;

@@ -1,12 +1,13 @@
 //! A query's bytes in, a reply's bytes out: no socket, no clock but the stop-watch of `took_us`.
 //!
-//! Every call of [`Matcher::answer`] gives exactly one reply. The checks, in this order, and their error codes:
+//! Every request gets exactly one reply. Requests that come together are searched together ([`Matcher::answer_all`]): they
+//! share passes over the codes, and see one generation of the gallery. The checks, in this order, and their error codes:
 //!
 //! 1. larger than [`MESSAGE_BYTES_MAX`]: `too_large`
 //! 2. no header (`v` and `id`): `malformed`
 //! 3. a version that is not ours: `unknown_version`
 //! 4. no query: `malformed`
-//! 5. a filter: `unsupported`
+//! 5. a filter that is none, or too large: `malformed`
 //! 6. an embedding of another space: `wrong_space`
 //! 7. `top_k` not within 1 to [`TOP_K_MAX`]: `bad_top_k`
 //! 8. the embedding: `wrong_dimension`, `not_finite`, `zero_norm`; any other norm is divided away. `pq` codes are read
@@ -15,19 +16,23 @@
 //! A query that passes is *accepted*. Its reply is kept for a while, so that the same device sending the same id again
 //! (QoS 1 does that, and so do devices after a time-out) gets the same reply without another search.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use glimpse_protocol::{
-    Codec, CodecError, DeviceId, ErrorBody, ErrorCode, ErrorReply, Header, MESSAGE_BYTES_MAX, Match, Query,
-    QueryId, Reply, TOP_K_MAX, VERSION,
+    Codec, CodecError, DeviceId, ErrorBody, ErrorCode, ErrorReply, FilterOf, Header, MESSAGE_BYTES_MAX,
+    Match, Query, QueryId, Reply, TOP_K_MAX, VERSION,
 };
 use glimpse_quantizer::Expansion;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cache::ReplyCache;
-use crate::index::{Index, SearchOptions};
+use crate::cache::{Key, ReplyCache};
+use crate::filter::{Condition, RawCondition};
+use crate::index::{Hit, Index, SearchOptions};
+use crate::live::Live;
+use crate::view::View;
 
 /// How messages are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -180,67 +185,114 @@ impl MatcherConfig {
 
 /// Answers queries against one gallery. Shared between threads by reference.
 pub struct Matcher {
-    index: Index,
-    config: MatcherConfig,
+    live: Arc<Live>,
+    config: RwLock<MatcherConfig>,
     replies: Mutex<ReplyCache>,
 }
 
 impl Matcher {
     /// A matcher with an empty cache.
-    pub fn new(index: Index, config: MatcherConfig) -> Self {
-        Self { index, config, replies: Mutex::new(ReplyCache::new(config.replies_kept_max)) }
+    pub fn new(live: Arc<Live>, config: MatcherConfig) -> Self {
+        let replies = Mutex::new(ReplyCache::new(config.replies_kept_max));
+        Self { live, config: RwLock::new(config), replies }
     }
 
     /// The gallery that it searches.
-    pub const fn index(&self) -> &Index {
-        &self.index
+    pub const fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// How it searches from now on. The number of replies kept stays as it was.
+    pub fn set_config(&self, config: MatcherConfig) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
     /// The reply to a request.
     pub fn answer(&self, request: Request<'_>) -> Response {
-        let started = Instant::now();
-        let encoding = Encoding::of(request.content_type, request.payload);
-        let query = match accept(&self.index, encoding, request.payload) {
-            Ok(query) => query,
-            Err(refusal) => return refusal.response(encoding),
-        };
-        let id = query.id;
-        let key = (request.device.clone(), id, encoding);
-        if let Some(payload) = self.replies().get(&key) {
-            return Response { payload, encoding, id, outcome: Outcome::Repeated };
-        }
-        let options = self.config.search(query.top_k, &self.index);
-        let hits = self.index.search(&query.embedding, &options, None);
-        let matches = hits.into_iter().map(|hit| Match {
-            image: hit.image.id.as_str().try_into().expect("the store refuses longer ids"),
-            label: hit.image.label.as_str().try_into().expect("the store refuses longer labels"),
-            similarity: hit.similarity,
-        });
-        let reply: Reply = Reply {
-            v: VERSION,
-            id,
-            matches: matches.collect(),
-            took_us: u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX),
-            generation: self.index.meta().generation,
-        };
-        let payload = encoding.write(&reply);
-        self.replies().put(key, payload.clone());
-        Response { payload, encoding, id, outcome: Outcome::Answered }
+        self.answer_all(&[request]).pop().expect("a reply to each request")
     }
 
-    /// The reply when there are more queries than can be answered: it costs no search and is not remembered.
-    pub fn busy(request: Request<'_>) -> Response {
+    /// The reply to each of some requests, in their order.
+    pub fn answer_all(&self, requests: &[Request<'_>]) -> Vec<Response> {
+        let started = Instant::now();
+        let view = self.live.view();
+        let mut responses: Vec<Option<Response>> = requests.iter().map(|_| None).collect();
+        let mut asked: HashMap<Key, usize> = HashMap::new();
+        // Each with its place; those that can be searched together, together.
+        let mut groups: BTreeMap<(usize, Option<Condition>), Vec<(usize, Accepted)>> = BTreeMap::new();
+        let mut again = Vec::new();
+        for (place, request) in requests.iter().enumerate() {
+            let encoding = Encoding::of(request.content_type, request.payload);
+            let query = match accept(&view, encoding, request.payload) {
+                Ok(query) => query,
+                Err(refusal) => {
+                    responses[place] = Some(refusal.response(encoding));
+                    continue;
+                }
+            };
+            let id = query.id;
+            let key = (request.device.clone(), id, encoding);
+            if let Some(payload) = self.replies().get(&key) {
+                responses[place] = Some(Response { payload, encoding, id, outcome: Outcome::Repeated });
+            } else if let Some(first) = asked.get(&key) {
+                again.push((place, *first));
+            } else {
+                asked.insert(key, place);
+                groups.entry((query.top_k, query.condition.clone())).or_default().push((place, query));
+            }
+        }
+        let config = *self.config.read().unwrap_or_else(PoisonError::into_inner);
+        for ((top_k, condition), group) in groups {
+            let queries: Vec<f32> =
+                group.iter().flat_map(|(_, query)| query.embedding.iter().copied()).collect();
+            let options = config.search(top_k, view.base());
+            let found = view.search(&queries, &options, condition.as_ref());
+            for ((place, query), hits) in group.into_iter().zip(found) {
+                let request = requests[place];
+                let encoding = Encoding::of(request.content_type, request.payload);
+                let payload = encoding.write(&reply(query.id, hits, started, view.meta().generation));
+                self.replies().put((request.device.clone(), query.id, encoding), payload.clone());
+                let outcome = Outcome::Answered;
+                responses[place] = Some(Response { payload, encoding, id: query.id, outcome });
+            }
+        }
+        for (place, first) in again {
+            let response = responses[first].clone();
+            responses[place] = response.map(|first| Response { outcome: Outcome::Repeated, ..first });
+        }
+        responses
+            .into_iter()
+            .map(|response| response.expect("each is refused, searched or a repeat"))
+            .collect()
+    }
+
+    /// The reply when there are more queries than can be answered: it costs no search and is not remembered. The device is
+    /// told when to ask again.
+    pub fn busy(request: Request<'_>, retry_after: Duration) -> Response {
         let encoding = Encoding::of(request.content_type, request.payload);
         let header: Option<Header> = encoding.read(request.payload).ok();
         let id = header.and_then(|header| header.id).unwrap_or(NO_ID);
-        let message = "the server has more queries than it can answer: try again in a few seconds";
-        Refusal { id, code: ErrorCode::Busy, message: message.to_owned() }.response(encoding)
+        let message = "the server has more queries than it can answer: try again later";
+        let retry_after_ms = u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX).max(1);
+        let body = ErrorBody::new(ErrorCode::Busy, message).retry_after(retry_after_ms);
+        let payload = encoding.write(&ErrorReply { v: VERSION, id, error: body });
+        Response { payload, encoding, id, outcome: Outcome::Refused(ErrorCode::Busy) }
     }
 
     fn replies(&self) -> std::sync::MutexGuard<'_, ReplyCache> {
         // A panic elsewhere leaves the cache whole: it is changed in steps that each keep it consistent.
         self.replies.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn reply(id: QueryId, hits: Vec<Hit<'_>>, started: Instant, generation: u64) -> Reply {
+    let matches = hits.into_iter().map(|hit| Match {
+        image: hit.image.id.try_into().expect("the store refuses longer ids"),
+        label: hit.image.label.try_into().expect("the store refuses longer labels"),
+        similarity: hit.similarity,
+    });
+    let took_us = u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX);
+    Reply { v: VERSION, id, matches: matches.collect(), took_us, generation }
 }
 
 /// What replies carry when the request does not tell its id.
@@ -252,6 +304,8 @@ struct Accepted {
     /// Unit norm, `[D]`.
     embedding: Vec<f32>,
     top_k: usize,
+    /// Which images it may be answered with.
+    condition: Option<Condition>,
 }
 
 struct Refusal {
@@ -268,7 +322,7 @@ impl Refusal {
     }
 }
 
-fn accept(index: &Index, encoding: Encoding, payload: &[u8]) -> Result<Accepted, Refusal> {
+fn accept(view: &View, encoding: Encoding, payload: &[u8]) -> Result<Accepted, Refusal> {
     // Read even from a message that is too large (the broker bounds it): its sender waits for this id.
     let header: Result<Header, String> = encoding.read(payload);
     let id = header.as_ref().ok().and_then(|header| header.id).unwrap_or(NO_ID);
@@ -288,13 +342,14 @@ fn accept(index: &Index, encoding: Encoding, payload: &[u8]) -> Result<Accepted,
         return Err(refuse(ErrorCode::UnknownVersion, message));
     }
     let query: Query = encoding.read(payload).map_err(malformed)?;
-    if query.has_filter {
-        return Err(refuse(
-            ErrorCode::Unsupported,
-            "this server offers no filters: leave `filter` out".to_owned(),
-        ));
-    }
-    let meta = index.meta();
+    let condition = if query.has_filter {
+        let filter: FilterOf<RawCondition> = encoding.read(payload).map_err(malformed)?;
+        let condition = filter.0.map(Condition::try_from).transpose();
+        condition.map_err(|error| refuse(ErrorCode::Malformed, error.to_string()))?
+    } else {
+        None
+    };
+    let meta = view.meta();
     if query.space != meta.space {
         let message = format!(
             "this gallery serves space {}, and the query is of space {}: install the model of that space",
@@ -307,18 +362,18 @@ fn accept(index: &Index, encoding: Encoding, payload: &[u8]) -> Result<Accepted,
         return Err(refuse(ErrorCode::BadTopK, format!("top_k is {top_k}, and must be 1 to {TOP_K_MAX}")));
     }
     let mut embedding = vec![0.0; meta.dimension];
-    decode(index, &query, &mut embedding).map_err(|(code, message)| refuse(code, message))?;
+    decode(view, &query, &mut embedding).map_err(|(code, message)| refuse(code, message))?;
     normalise(&mut embedding).map_err(|()| {
         refuse(ErrorCode::ZeroNorm, "the embedding is zero: it has no direction to compare".to_owned())
     })?;
-    Ok(Accepted { id, embedding, top_k })
+    Ok(Accepted { id, embedding, top_k, condition })
 }
 
-fn decode(index: &Index, query: &Query, embedding: &mut [f32]) -> Result<(), (ErrorCode, String)> {
+fn decode(view: &View, query: &Query, embedding: &mut [f32]) -> Result<(), (ErrorCode, String)> {
     if query.embedding.codec == Codec::Pq {
         let unsupported =
             "this gallery has no codebook to read pq codes with: send f32, f16 or i8".to_owned();
-        let codebook = index.codebook().ok_or((ErrorCode::Unsupported, unsupported))?;
+        let codebook = view.codebook().ok_or((ErrorCode::Unsupported, unsupported))?;
         let (got, expected) = (query.embedding.bytes.len(), codebook.sub_spaces());
         if got != expected {
             let message =

@@ -3,14 +3,14 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{SPACE, codebook, index, random_units};
+use crate::testing::{SPACE, codebook, random_units, view};
 
 const D: usize = 16;
 
 fn matcher(with_codebook: bool) -> Matcher {
     let features = random_units(500, D, 1);
     let codebook = with_codebook.then(|| codebook(D, 4, 16, &features));
-    Matcher::new(index(D, &features, codebook), MatcherConfig::default())
+    Matcher::new(Live::fixed(view(D, &features, codebook)), MatcherConfig::default())
 }
 
 fn device(name: &str) -> DeviceId {
@@ -52,7 +52,8 @@ fn every_defect_gets_its_code_and_keeps_its_id() {
         ("this is no query", ErrorCode::Malformed, Box::new(set("top_k", json!("ten")))),
         ("this is no query", ErrorCode::Malformed, Box::new(set("top_k", json!(-1)))),
         ("this is no query", ErrorCode::Malformed, Box::new(set("space", json!("abc")))),
-        ("filters", ErrorCode::Unsupported, Box::new(set("filter", json!({"label": "pear"})))),
+        ("no query", ErrorCode::Malformed, Box::new(set("filter", json!("pear")))),
+        ("no value for `room`", ErrorCode::Malformed, Box::new(set("filter", json!({"room": []})))),
         ("serves space 0909", ErrorCode::WrongSpace, Box::new(set("space", json!("07".repeat(16))))),
         ("top_k is 0", ErrorCode::BadTopK, Box::new(set("top_k", json!(0)))),
         ("top_k is 101", ErrorCode::BadTopK, Box::new(set("top_k", json!(101)))),
@@ -86,10 +87,10 @@ fn every_defect_gets_its_code_and_keeps_its_id() {
         ),
         // What comes first in the module's list wins.
         (
-            "filters",
-            ErrorCode::Unsupported,
+            "no query",
+            ErrorCode::Malformed,
             Box::new(|q| {
-                q["filter"] = json!(null);
+                q["filter"] = json!([]);
                 q["space"] = json!("07".repeat(16));
             }),
         ),
@@ -157,7 +158,7 @@ fn a_good_query_finds_its_image_in_every_codec_and_encoding() {
             if codec == Codec::Pq {
                 let mut code = [0; 4];
                 let components = &random_units(500, D, 1)[3 * D..4 * D];
-                matcher.index().codebook().unwrap().encode(components, &mut code).unwrap();
+                matcher.live().view().codebook().unwrap().encode(components, &mut code).unwrap();
                 message.embedding = Embedding::from_codes(&code).unwrap();
             }
             for content_type in [None, Some(encoding.content_type())] {
@@ -246,19 +247,84 @@ fn pq_without_a_codebook_says_what_to_send_instead() {
 }
 
 #[test]
+fn queries_that_come_together_are_answered_as_alone() {
+    let (alone, together) = (matcher(true), matcher(true));
+    let features = random_units(500, D, 1);
+    let mut payloads: Vec<Vec<u8>> = (0..40_u8)
+        .map(|id| {
+            let components = &features[usize::from(id) * D..][..D];
+            let codec = [Codec::F32, Codec::F16, Codec::I8][usize::from(id) % 3];
+            let mut message: Query = Query::new(
+                QueryId::from_bytes([id; 16]),
+                SPACE,
+                Embedding::encode(codec, components).unwrap(),
+                1 + u16::from(id % 4),
+            );
+            message.taken_at = Some(u64::from(id));
+            if id % 7 == 0 { Encoding::Json.write(&message) } else { Encoding::Cbor.write(&message) }
+        })
+        .collect();
+    // A repeat within the batch, and two that are refused.
+    payloads.push(payloads[3].clone());
+    payloads.push(b"nothing".to_vec());
+    payloads.push(Encoding::Json.write(&json!({"v": 1, "id": "00".repeat(16), "filter": 5})));
+    let name = device("cam-1");
+    let requests: Vec<Request<'_>> =
+        payloads.iter().map(|payload| Request { device: &name, content_type: None, payload }).collect();
+    let answers = together.answer_all(&requests);
+    assert_eq!(answers.len(), requests.len());
+    for (request, answer) in requests.iter().zip(&answers) {
+        let expected = alone.answer(*request);
+        assert_eq!(
+            (answer.id, answer.outcome, answer.encoding),
+            (expected.id, expected.outcome, expected.encoding)
+        );
+        let matches = |response: &Response| {
+            response.encoding.read::<Reply>(&response.payload).map(|reply| reply.matches)
+        };
+        assert_eq!(matches(answer), matches(&expected));
+    }
+    assert_eq!(answers[40].payload, answers[3].payload);
+    assert!(together.answer_all(&[]).is_empty());
+}
+
+#[test]
+fn a_filter_is_followed_in_either_encoding() {
+    let matcher = matcher(false);
+    let labels = |filter: Value, id: u8, encoding: Encoding| {
+        let mut message = good(id);
+        message["filter"] = filter;
+        // As a device would write it in CBOR: names instead of numbers read too.
+        let response = ask(&matcher, None, &encoding.write(&message));
+        let reply: Reply = response.encoding.read(&response.payload).unwrap();
+        reply.matches.iter().map(|one| one.label.to_string()).collect::<Vec<_>>()
+    };
+    for (id, encoding) in [(1, Encoding::Json), (2, Encoding::Cbor)] {
+        assert_eq!(labels(json!({"label": ["label 7", "label 3"]}), id, encoding), ["label 3", "label 7"]);
+        assert_eq!(labels(json!({"room": "7"}), id + 10, encoding), [""; 0]);
+        assert_eq!(labels(json!({}), id + 20, encoding).len(), 3);
+        assert_eq!(labels(Value::Null, id + 30, encoding).len(), 3);
+    }
+}
+
+#[test]
 fn busy_keeps_the_id_and_is_not_remembered() {
     let matcher = matcher(false);
     let payload = Encoding::Json.write(&query(5, Codec::I8));
-    let busy = Matcher::busy(Request { device: &device("cam-1"), content_type: None, payload: &payload });
+    let busy = Matcher::busy(
+        Request { device: &device("cam-1"), content_type: None, payload: &payload },
+        Duration::from_millis(1500),
+    );
     let reply: ErrorReply = Encoding::Json.read(&busy.payload).unwrap();
     assert_eq!((reply.id, reply.error.code), (QueryId::from_bytes([5; 16]), ErrorCode::Busy));
+    assert_eq!(reply.error.retry_after_ms, Some(1500));
     assert_eq!(ask(&matcher, None, &payload).outcome, Outcome::Answered);
 }
 
 #[test]
 fn the_largest_embedding_and_the_longest_reply_fit() {
     let features = random_units(200, 2048, 1);
-    let matcher = Matcher::new(index(2048, &features, None), MatcherConfig::default());
+    let matcher = Matcher::new(Live::fixed(view(2048, &features, None)), MatcherConfig::default());
     let embedding = Embedding::encode(Codec::F32, &features[..2048]).unwrap();
     let query: Query = Query::new(QueryId::from_bytes([1; 16]), SPACE, embedding, 100);
     for encoding in [Encoding::Cbor, Encoding::Json] {

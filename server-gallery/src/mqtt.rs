@@ -5,6 +5,10 @@
 //!      └── queue full: busy ──────────────────────────────────────────▲
 //! ```
 //!
+//! The matcher takes what waits, up to as many queries as it can answer within the latency budget, and searches them together: a
+//! server that has little to do answers each at once, and one that has much shares its passes over the codes. What does not
+//! fit the queue, or comes from a device that asks too often, is answered `busy` with a time to wait, and costs no search.
+//!
 //! A query is acknowledged to the broker after its reply went out, so that a broker with a persistent session delivers
 //! again what a killed server had not answered. The receive maximum lets the broker hold back the rest.
 //!
@@ -12,7 +16,7 @@
 //! below it: a foreign one is replaced by the device's reply topic.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use glimpse_protocol::topics::{GALLERY_STATUS, SHARED_QUERIES};
@@ -24,6 +28,7 @@ use rumqttc::{
 };
 use tokio::sync::{mpsc, watch};
 
+use crate::limits::RateLimits;
 use crate::matcher::{Encoding, Matcher, Outcome, Request, Response};
 use crate::session::NothingInFlight;
 
@@ -39,6 +44,15 @@ const RESPONSE_TOPIC_BYTES_MAX: usize = 256;
 /// Places in the queue of replies beyond those for the queries that wait: so many may be told `busy` in one burst. A reply
 /// without its query has at most some 25 KB.
 const BUSY_REPLIES_WAITING_MAX: usize = 1024;
+
+/// Queries that are searched together at most.
+const BATCH_MAX: usize = 256;
+
+/// The shortest and the longest time that a device is told to wait.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// How often the retained status is brought up to date, where the gallery has changed.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
 
 /// How long an external broker keeps our session, and with it queries, while the server is away: a restart takes seconds.
 /// Not longer, because mosquitto 2.0 gives a share of the group's queries to members that are away, and devices then wait
@@ -95,6 +109,21 @@ pub struct MqttConfig {
     pub queries_waiting_max: u16,
 }
 
+/// What can be changed while queries are answered.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pacing {
+    /// Queries that are searched together take no longer than this, as far as can be foreseen.
+    pub latency_budget: Duration,
+    /// Queries that one device may ask a second, on average.
+    pub device_rate_max: f64,
+}
+
+impl Default for Pacing {
+    fn default() -> Self {
+        Self { latency_budget: Duration::from_millis(20), device_rate_max: 100.0 }
+    }
+}
+
 /// Answers queries until `shutdown` turns true, then drains: queries received are answered, the retained status says
 /// offline, and the connection is closed in order. `ready` is called after the first subscription.
 ///
@@ -104,6 +133,7 @@ pub struct MqttConfig {
 /// When the broker refuses the subscription, or the matcher's thread cannot be started.
 pub async fn serve(
     config: &MqttConfig,
+    pacing: watch::Receiver<Pacing>,
     matcher: Arc<Matcher>,
     ready: impl FnOnce(),
     mut shutdown: watch::Receiver<bool>,
@@ -113,16 +143,29 @@ pub async fn serve(
     let (jobs, queued) = mpsc::channel(waiting_max);
     let (replies, to_publish) = mpsc::channel(waiting_max + BUSY_REPLIES_WAITING_MAX);
     let unpublished = Arc::new(AtomicUsize::new(0));
-    spawn_matcher(matcher.clone(), queued, replies.clone())?;
+    let pace = Arc::new(Pace::default());
+    spawn_matcher(matcher.clone(), queued, replies.clone(), pace.clone(), pacing.clone())?;
     let publisher = tokio::spawn(publish_replies(client.clone(), to_publish, unpublished.clone()));
-    let intake = Intake { client: client.clone(), jobs, replies, unpublished };
+    let limits = RateLimits::default();
+    let mut intake = Intake { client: client.clone(), jobs, replies, unpublished, limits, pace, pacing };
 
     let mut ready = Some(ready);
     let mut backoff = Backoff::new();
+    let mut told = None;
+    let mut status_due = tokio::time::interval(STATUS_EVERY);
+    status_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             event = events.poll() => event,
             _ = shutdown.wait_for(|stop| *stop) => break,
+            _ = status_due.tick() => {
+                let generation = matcher.live().view().meta().generation;
+                if told.is_some_and(|told| told != generation) {
+                    told = Some(generation);
+                    tokio::spawn(tell_status(client.clone(), status(&matcher, true)));
+                }
+                continue;
+            }
         };
         match event {
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
@@ -131,6 +174,7 @@ pub async fn serve(
                 // every packet.
                 events.options.clear_session_store();
                 // On its own task: the loop that empties the client's queue must not wait for room in it.
+                told = Some(matcher.live().view().meta().generation);
                 tokio::spawn(announce(client.clone(), status(&matcher, true)));
             }
             Ok(Event::Incoming(Packet::SubAck(ack))) => {
@@ -248,6 +292,38 @@ fn is_own_reply_topic(topic: &str, own: &str) -> bool {
     below && topic.len() <= RESPONSE_TOPIC_BYTES_MAX && !topic.contains(['+', '#', '\0'])
 }
 
+/// How fast queries are answered: the matcher measures, and who sizes batches and tells devices to wait reads.
+#[derive(Default)]
+struct Pace {
+    /// For one query of a batch, in nanoseconds; 0 before the first.
+    query_ns: AtomicU64,
+}
+
+impl Pace {
+    fn measured(&self, batch: usize, took: Duration) {
+        let now = took.as_nanos() as u64 / batch.max(1) as u64;
+        let before = self.query_ns.load(Ordering::Relaxed);
+        // An eighth of what is new: one slow batch does not make the next ones small.
+        let smooth = if before == 0 { now } else { before - before / 8 + now / 8 };
+        self.query_ns.store(smooth.max(1), Ordering::Relaxed);
+    }
+
+    /// Queries that can be searched together within a time.
+    fn batch(&self, budget: Duration) -> usize {
+        let query_ns = self.query_ns.load(Ordering::Relaxed).max(1);
+        (budget.as_nanos() as u64 / query_ns).clamp(1, BATCH_MAX as u64) as usize
+    }
+
+    /// When so many queries will have been answered.
+    fn retry_after(&self, waiting: usize) -> Duration {
+        let (least, most) = RETRY_AFTER;
+        let wait = Duration::from_nanos(self.query_ns.load(Ordering::Relaxed).saturating_mul(waiting as u64));
+        // Devices that were refused together must not come back together.
+        let random = rand::rngs::OsRng.try_next_u32().unwrap_or(0);
+        (wait.max(least).mul_f64(1.0 + f64::from(random) / f64::from(u32::MAX))).min(most)
+    }
+}
+
 /// The event loop's end of the queues.
 struct Intake {
     client: AsyncClient,
@@ -255,10 +331,13 @@ struct Intake {
     replies: mpsc::Sender<(Job, Option<Response>)>,
     /// Queries taken in and not yet answered: [`drain`] waits for zero.
     unpublished: Arc<AtomicUsize>,
+    limits: RateLimits,
+    pace: Arc<Pace>,
+    pacing: watch::Receiver<Pacing>,
 }
 
 impl Intake {
-    fn accept(&self, query: Publish) {
+    fn accept(&mut self, query: Publish) {
         // A retained message is no question of now: it would be asked again at every start.
         let job = if query.retain { Err(query) } else { Job::of(query) };
         let job = match job {
@@ -276,11 +355,18 @@ impl Intake {
             }
         };
         self.unpublished.fetch_add(1, Ordering::AcqRel);
-        let Err(error) = self.jobs.try_send(job) else { return };
-        let job = match error {
-            mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job) => job,
+        let rate = self.pacing.borrow().device_rate_max;
+        let (job, retry_after) = match self.limits.admit(&job.device, rate, Instant::now()) {
+            Err(retry_after) => (job, retry_after),
+            Ok(()) => {
+                let Err(error) = self.jobs.try_send(job) else { return };
+                let job = match error {
+                    mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job) => job,
+                };
+                (job, self.pace.retry_after(self.jobs.max_capacity()))
+            }
         };
-        let busy = Matcher::busy(job.request());
+        let busy = Matcher::busy(job.request(), retry_after);
         if self.replies.try_send((job.without_payload(), Some(busy))).is_err() {
             // Not acknowledged either: at QoS 1 the broker delivers it again after a reconnect.
             tracing::warn!("dropped a query: the queue of replies is full too");
@@ -293,18 +379,31 @@ fn spawn_matcher(
     matcher: Arc<Matcher>,
     mut jobs: mpsc::Receiver<Job>,
     replies: mpsc::Sender<(Job, Option<Response>)>,
+    pace: Arc<Pace>,
+    pacing: watch::Receiver<Pacing>,
 ) -> Result<(), std::io::Error> {
     // One thread keeps the order of a device's queries; a large gallery is searched on all cores within one query.
     std::thread::Builder::new().name("matcher".to_owned()).spawn(move || {
-        while let Some(job) = jobs.blocking_recv() {
-            let response = (!job.expired()).then(|| matcher.answer(job.request()));
-            if let Some(response) = &response {
-                log_response(&job.device, response);
-            } else {
-                tracing::debug!(device = %job.device, "passed over a query that has expired");
+        let mut waiting = Vec::with_capacity(BATCH_MAX);
+        // Whatever waits by now, and never for more to come: the next batch is what arrives while this one is searched.
+        let batch = || pace.batch(pacing.borrow().latency_budget);
+        while jobs.blocking_recv_many(&mut waiting, batch()) > 0 {
+            let started = Instant::now();
+            let (expired, live): (Vec<Job>, Vec<Job>) = waiting.drain(..).partition(Job::expired);
+            let requests: Vec<Request<'_>> = live.iter().map(Job::request).collect();
+            let responses = matcher.answer_all(&requests);
+            if !live.is_empty() {
+                pace.measured(live.len(), started.elapsed());
             }
-            if replies.blocking_send((job.without_payload(), response)).is_err() {
-                return;
+            let answered = live.into_iter().zip(responses.into_iter().map(Some));
+            for (job, response) in answered.chain(expired.into_iter().map(|job| (job, None))) {
+                match &response {
+                    Some(response) => log_response(&job.device, response),
+                    None => tracing::debug!(device = %job.device, "passed over a query that has expired"),
+                }
+                if replies.blocking_send((job.without_payload(), response)).is_err() {
+                    return;
+                }
             }
         }
     })?;
@@ -357,9 +456,15 @@ async fn announce(client: AsyncClient, status: Vec<u8>) {
     }
 }
 
+async fn tell_status(client: AsyncClient, status: Vec<u8>) {
+    if let Err(error) = client.publish(GALLERY_STATUS, status, status_options()).await {
+        tracing::warn!(%error, "could not tell the gallery's status");
+    }
+}
+
 fn status(matcher: &Matcher, online: bool) -> Vec<u8> {
-    let meta = matcher.index().meta();
-    let size = matcher.index().len() as u64;
+    let view = matcher.live().view();
+    let (meta, size) = (view.meta(), view.len() as u64);
     Encoding::Cbor.write(&GalleryStatus { online, space: meta.space, size, generation: meta.generation })
 }
 
@@ -476,6 +581,19 @@ mod tests {
             (String::new(), false),
         ] {
             assert_eq!(is_own_reply_topic(&topic, own), allowed, "{topic}");
+        }
+    }
+
+    #[test]
+    fn batches_fit_the_budget_and_waits_their_bounds() {
+        let pace = Pace::default();
+        assert_eq!(pace.batch(Duration::from_millis(20)), BATCH_MAX, "nothing is known yet");
+        (0..100).for_each(|_| pace.measured(10, Duration::from_millis(10)));
+        assert!((19..=21).contains(&pace.batch(Duration::from_millis(20))));
+        assert_eq!(pace.batch(Duration::ZERO), 1);
+        for (waiting, least, most) in [(0, 0.2, 0.4), (1000, 0.95, 2.1), (1_000_000, 30.0, 30.0)] {
+            let wait = pace.retry_after(waiting).as_secs_f64();
+            assert!((least..=most).contains(&wait), "{waiting}: {wait}");
         }
     }
 

@@ -12,9 +12,10 @@ use tokio::sync::watch;
 #[cfg(feature = "embedded-broker")]
 use crate::broker::{Broker, BrokerError};
 use crate::config::{BrokerConfig, ServeConfig};
-use crate::gallery::{self, GalleryError};
+use crate::gallery::GalleryError;
+use crate::live::Follower;
 use crate::matcher::{Matcher, UnknownPhotos};
-use crate::mqtt::{self, Credentials, MqttConfig, MqttError};
+use crate::mqtt::{self, Credentials, MqttConfig, MqttError, Pacing};
 
 /// What the server is, once it answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,21 +44,22 @@ pub enum ServeError {
 }
 
 /// Loads the gallery and serves it until `shutdown` completes; then drains and returns. `ready` is called once, when
-/// queries are answered.
+/// queries are answered. Of a configuration that is sent to `reloads`, what can change while queries are answered does.
 ///
 /// # Errors
 /// When the gallery cannot be loaded, or the broker cannot start or refuses us.
 pub async fn run(
-    config: &ServeConfig,
+    reloads: watch::Receiver<ServeConfig>,
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
+    let config = reloads.borrow().clone();
     let mut shutdown = Box::pin(shutdown);
     // A new index takes a while to make: a signal stops that too.
     let stop = Arc::new(AtomicBool::new(false));
     let mut opening = tokio::task::spawn_blocking({
         let (gallery, bundle, stop) = (config.gallery.clone(), config.bundle.clone(), stop.clone());
-        move || gallery::open(&gallery, &bundle, &mut |_, _, _| !stop.load(Ordering::Relaxed))
+        move || Follower::start(&gallery, &bundle, &mut |_, _, _| !stop.load(Ordering::Relaxed))
     });
     let opened = tokio::select! {
         opened = &mut opening => opened,
@@ -68,21 +70,27 @@ pub async fn run(
             return Ok(());
         }
     };
-    let (bundle, index) = match opened {
+    let (bundle, live, follower) = match opened {
         Ok(opened) => opened?,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     };
-    let search = if config.matcher.exact { "exact".to_owned() } else { index.vectors().describe() };
-    tracing::info!(space = %bundle.space, name = bundle.name, size = index.len(), search, "gallery loaded");
-    if config.matcher.unknown == UnknownPhotos::Learned && index.vectors().unknown().is_none() {
+    let view = live.view();
+    let vectors = view.base().vectors();
+    let search = if config.matcher.exact { "exact".to_owned() } else { vectors.describe() };
+    tracing::info!(space = %bundle.space, name = bundle.name, size = view.len(), search, "gallery loaded");
+    if config.matcher.unknown == UnknownPhotos::Learned && vectors.unknown().is_none() {
         tracing::warn!(
             "no threshold for unknown photos could be learned from this gallery: every query is matched"
         );
     }
-    if index.is_empty() {
-        tracing::warn!("the gallery is empty: every reply will be");
+    if view.is_empty() {
+        tracing::warn!("the gallery is empty: every reply will be, until photos are added");
     }
-    serve(Arc::new(Matcher::new(index, config.matcher)), config, ready, shutdown).await
+    drop(view);
+    let served = serve(Arc::new(Matcher::new(live, config.matcher)), reloads, ready, shutdown).await;
+    // It may be in the midst of an index, and looks up between two steps.
+    let _ = tokio::task::spawn_blocking(move || drop(follower)).await;
+    served
 }
 
 /// As [`run`], with a gallery that is loaded already.
@@ -91,10 +99,11 @@ pub async fn run(
 /// When the broker cannot start or refuses us.
 pub async fn serve(
     matcher: Arc<Matcher>,
-    config: &ServeConfig,
+    reloads: watch::Receiver<ServeConfig>,
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
+    let config = reloads.borrow().clone();
     #[cfg(feature = "embedded-broker")]
     let mut embedded = None;
     let (host, port, credentials, persistent) = match &config.broker {
@@ -111,8 +120,8 @@ pub async fn serve(
     };
     let mqtt = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let say_ready = {
-        let index = matcher.index();
-        let now = Ready { mqtt, space: index.meta().space, size: index.len() };
+        let view = matcher.live().view();
+        let now = Ready { mqtt, space: view.meta().space, size: view.len() };
         move || ready(now)
     };
     let (stop, stopped) = watch::channel(false);
@@ -122,9 +131,39 @@ pub async fn serve(
         // Held until the server is done: a closed channel would read as a signal of its own.
         std::future::pending::<()>().await;
     });
+    let (pace, pacing) = watch::channel(config.pacing);
+    let reloading = tokio::spawn(follow_reloads(reloads, config.clone(), matcher.clone(), pace));
     let queries_waiting_max = config.queries_waiting_max;
     let config = MqttConfig { host, port, credentials, persistent, queries_waiting_max };
-    let served = mqtt::serve(&config, matcher, say_ready, stopped).await;
+    let served = mqtt::serve(&config, pacing, matcher, say_ready, stopped).await;
     waiting.abort();
+    reloading.abort();
     Ok(served?)
+}
+
+/// Takes over what can change while queries are answered, and names what cannot.
+async fn follow_reloads(
+    mut reloads: watch::Receiver<ServeConfig>,
+    started: ServeConfig,
+    matcher: Arc<Matcher>,
+    pace: watch::Sender<Pacing>,
+) {
+    while reloads.changed().await.is_ok() {
+        let new = reloads.borrow().clone();
+        matcher.set_config(new.matcher);
+        pace.send_replace(new.pacing);
+        let fixed = [
+            ("gallery", new.gallery != started.gallery),
+            ("bundle", new.bundle != started.bundle),
+            ("the broker", new.broker != started.broker),
+            ("queries_waiting_max", new.queries_waiting_max != started.queries_waiting_max),
+        ];
+        let fixed: Vec<&str> = fixed.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();
+        if fixed.is_empty() {
+            tracing::info!("configuration loaded again");
+        } else {
+            let restart = fixed.join(", ");
+            tracing::warn!(restart, "configuration loaded again; these settings need a restart");
+        }
+    }
 }

@@ -8,6 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::store::Attributes;
+
 /// A photo to ingest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
@@ -17,6 +19,8 @@ pub struct Source {
     pub path: PathBuf,
     /// What it shows; may be empty.
     pub label: String,
+    /// What else is known of it.
+    pub attributes: Attributes,
 }
 
 /// Why the list of photos cannot be made.
@@ -62,8 +66,8 @@ fn listed(rows: &[(u64, String)]) -> String {
     lines.concat()
 }
 
-/// Lists the photos of `input`: a folder, or a CSV file with the columns `path` and `label`. `labels` names a CSV file
-/// with labels for the photos of a folder. The list is in the order of the ids (folder) or of the rows (CSV).
+/// Lists the photos of `input`: a folder, or a CSV file with the columns `path` and `label`; every other column is an
+/// attribute. `labels` names a CSV file with labels and attributes for the photos of a folder. The list is in the order of the ids (folder) or of the rows (CSV).
 ///
 /// # Errors
 /// Everything that is wrong with the input, before any photo is read.
@@ -72,11 +76,11 @@ pub fn list(input: &Path, root: Option<&Path>, labels: Option<&Path>) -> Result<
         std::fs::metadata(input).map_err(|source| SourceError::Read { path: input.to_owned(), source })?;
     let mut sources = if metadata.is_dir() { folder(input)? } else { table(input, root)? };
     if let Some(labels) = labels {
-        let by_id: HashMap<String, String> =
-            table_rows(labels)?.into_iter().map(|row| (row.id, row.label)).collect();
+        let mut by_id: HashMap<String, Row> =
+            table_rows(labels)?.into_iter().map(|row| (row.id.clone(), row)).collect();
         for source in &mut sources {
-            if let Some(label) = by_id.get(&source.id) {
-                source.label.clone_from(label);
+            if let Some(row) = by_id.remove(&source.id) {
+                (source.label, source.attributes) = (row.label, row.attributes);
             }
         }
     }
@@ -96,7 +100,8 @@ fn folder(root: &Path) -> Result<Vec<Source>, SourceError> {
                 folders.push(path);
             } else if is_photo(&path) && path.is_file() {
                 let relative = path.strip_prefix(root).unwrap_or(&path);
-                sources.push(Source { id: id_of(relative), path, label: String::new() });
+                let (label, attributes) = (String::new(), Attributes::default());
+                sources.push(Source { id: id_of(relative), path, label, attributes });
             }
         }
     }
@@ -112,7 +117,8 @@ fn is_photo(path: &Path) -> bool {
     ["jpg", "jpeg", "png"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-fn id_of(relative: &Path) -> String {
+/// The image id of a path: its parts with `/` between them.
+pub(crate) fn id_of(relative: &Path) -> String {
     let parts = relative.components().filter(|part| !matches!(part, Component::CurDir));
     parts.map(|part| part.as_os_str().to_string_lossy().into_owned()).collect::<Vec<_>>().join("/")
 }
@@ -121,6 +127,7 @@ struct Row {
     line: u64,
     id: String,
     label: String,
+    attributes: Attributes,
     relative: PathBuf,
 }
 
@@ -128,7 +135,7 @@ fn table(file: &Path, root: Option<&Path>) -> Result<Vec<Source>, SourceError> {
     let rows = table_rows(file)?;
     let root = root.or_else(|| file.parent()).unwrap_or(Path::new("."));
     let (mut sources, mut wrong, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
-    for Row { line, id, label, relative } in rows {
+    for Row { line, id, label, attributes, relative } in rows {
         let path = root.join(&relative);
         let outside =
             relative.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
@@ -145,7 +152,7 @@ fn table(file: &Path, root: Option<&Path>) -> Result<Vec<Source>, SourceError> {
         } else if !seen.insert(id.clone()) {
             wrong.push((line, format!("{id} is listed twice")));
         } else {
-            sources.push(Source { id, path, label });
+            sources.push(Source { id, path, label, attributes });
         }
     }
     if !wrong.is_empty() {
@@ -186,15 +193,25 @@ fn table_rows(file: &Path) -> Result<Vec<Row>, SourceError> {
         place.ok_or_else(|| SourceError::Column { path: file.to_owned(), column })
     };
     let (path, label) = (column("path")?, column("label")?);
-    let mut rows = Vec::new();
+    let others: Vec<(usize, &str)> =
+        headers.iter().enumerate().filter(|(place, _)| ![path, label].contains(place)).collect();
+    let (mut rows, mut wrong) = (Vec::new(), Vec::new());
     for record in reader.records() {
         let record = record.map_err(unreadable)?;
         let line = record.position().map_or(0, csv::Position::line);
         let relative = PathBuf::from(record.get(path).unwrap_or_default());
         let label = record.get(label).unwrap_or_default().to_owned();
-        rows.push(Row { line, id: id_of(&relative), label, relative });
+        let mut attributes = Attributes::default();
+        for (place, name) in &others {
+            if let Err(error) =
+                attributes.set(name.trim_start_matches('\u{feff}'), record.get(*place).unwrap_or_default())
+            {
+                wrong.push((line, format!("column {}: {error}", place + 1)));
+            }
+        }
+        rows.push(Row { line, id: id_of(&relative), label, attributes, relative });
     }
-    Ok(rows)
+    if wrong.is_empty() { Ok(rows) } else { Err(SourceError::Rows { path: file.to_owned(), rows: wrong }) }
 }
 
 #[cfg(test)]
@@ -244,6 +261,30 @@ mod tests {
         std::fs::write(dir.path().join("p.csv"), "path,label\n1.jpg,one\n").unwrap();
         let root = dir.path().join("p");
         assert_eq!(ids(&list(&dir.path().join("p.csv"), Some(&root), None).unwrap()), [("1.jpg", "one")]);
+    }
+
+    #[test]
+    fn other_columns_are_attributes() {
+        let dir = photos(&["1.jpg", "2.jpg"]);
+        let table = dir.path().join("gallery.csv");
+        std::fs::write(&table, "path,room,label,artist\n1.jpg,3,one,Käthe\n2.jpg,,two,\n").unwrap();
+        let attributes = |sources: Vec<Source>| -> Vec<Vec<(String, String)>> {
+            let pairs =
+                |source: Source| source.attributes.iter().map(|(a, b)| (a.clone(), b.clone())).collect();
+            sources.into_iter().map(pairs).collect()
+        };
+        let expected = [vec![("artist", "Käthe"), ("room", "3")], vec![]];
+        let expected: Vec<Vec<(String, String)>> = expected
+            .into_iter()
+            .map(|pairs| pairs.into_iter().map(|(a, b)| (a.to_owned(), b.to_owned())).collect())
+            .collect();
+        assert_eq!(attributes(list(&table, None, None).unwrap()), expected);
+        assert_eq!(attributes(list(dir.path(), None, Some(&table)).unwrap()), expected);
+        std::fs::write(&table, format!("path,label,two words,a\n1.jpg,one,x,{}\n", "y".repeat(97))).unwrap();
+        let message = list(&table, None, None).unwrap_err().to_string();
+        for named in ["2 rows", "line 2: column 3", "`two words`", "column 4: the attribute a has 97 bytes"] {
+            assert!(message.contains(named), "{named}: {message}");
+        }
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Data for the tests of this crate: seeded features, snapshots and codebooks, without any model.
 
+use std::sync::Arc;
+
 use glimpse_protocol::SpaceId;
 use glimpse_quantizer::Codebook;
 use rand::{Rng, SeedableRng};
 
 use crate::index::{Index, IndexOptions};
-use crate::store::{Image, Meta, Snapshot};
+use crate::store::{Attributes, Content, Features, Image, Meta, Snapshot, State};
+use crate::view::View;
 
 /// The space of all test galleries.
 pub(crate) const SPACE: SpaceId = SpaceId::from_bytes([9; 16]);
@@ -26,18 +29,22 @@ pub(crate) fn random_units(count: usize, dimension: usize, seed: u64) -> Vec<f32
 
 /// A gallery of these features: ids `000000`, `000001`, .., labels `label 0`, ...
 pub(crate) fn snapshot(dimension: usize, features: &[f32]) -> Snapshot {
+    let meta = Meta { space: SPACE, dimension, generation: 3 };
+    let state = State { gallery: [7; 16], generation: 3, content: Content::default() };
+    let images = images(features.len() / dimension).iter().collect();
+    Snapshot { meta, state, images, features: Features::Memory(features.to_vec()) }
+}
+
+/// So many images, without features.
+pub(crate) fn images(count: usize) -> Vec<Image> {
     let image = |number| Image {
         id: format!("{number:06}"),
         path: String::new(),
         label: format!("label {number}"),
+        attributes: Attributes::default(),
         photo_hash: [0; 32],
     };
-    Snapshot {
-        meta: Meta { space: SPACE, dimension, generation: 3 },
-        images: (0..features.len() / dimension).map(image).collect(),
-        features: features.to_vec(),
-        fingerprint: [7; 32],
-    }
+    (0..count).map(image).collect()
 }
 
 /// A codebook whose centroids are the sub-vectors of evenly spaced features: crude, and needs no training.
@@ -51,6 +58,11 @@ pub(crate) fn codebook(dimension: usize, sub_spaces: usize, centroids: usize, fe
         }
     }
     Codebook::new(sub_spaces, centroids, dimension, all, None).unwrap()
+}
+
+/// A view of an index with default options.
+pub(crate) fn view(dimension: usize, features: &[f32], codebook: Option<Codebook>) -> View {
+    View::of(Arc::new(index(dimension, features, codebook)))
 }
 
 /// An index with default options.

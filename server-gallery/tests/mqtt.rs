@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use glimpse_gallery::config::{RawConfig, ServeConfig};
 use glimpse_gallery::index::{Index, IndexOptions};
+use glimpse_gallery::live::Live;
 use glimpse_gallery::matcher::{Encoding, Matcher, MatcherConfig};
 use glimpse_gallery::serve::{self, Ready};
-use glimpse_gallery::store::{Image, Meta, Snapshot};
+use glimpse_gallery::store::{Attributes, Features, Image, Meta, Snapshot, State};
+use glimpse_gallery::view::View;
 use glimpse_protocol::{
     Codec, Embedding, ErrorCode, ErrorReply, GalleryStatus, Query, QueryId, Reply, SpaceId,
     topics::GALLERY_STATUS,
@@ -19,7 +21,7 @@ use rumqttc::{
     AsyncClient, Event, Incoming, LastWill, MqttOptions, NetworkOptions, PubAckReason, Publish,
     PublishOptions, PublishProperties, QoS, SubscribeReasonCode,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 const SPACE: SpaceId = SpaceId::from_bytes([9; 16]);
 const D: usize = 8;
@@ -31,16 +33,19 @@ fn matcher() -> Arc<Matcher> {
         id: format!("image-{n}.jpg"),
         path: String::new(),
         label: format!("label {n}"),
+        attributes: Attributes::default(),
         photo_hash: [0; 32],
     };
+    let images: Vec<Image> = (0..D).map(image).collect();
     let snapshot = Snapshot {
         meta: Meta { space: SPACE, dimension: D, generation: 5 },
-        images: (0..D).map(image).collect(),
-        features: (0..D * D).map(|i| f32::from(u8::from(i / D == i % D))).collect(),
-        fingerprint: [0; 32],
+        state: State { generation: 5, ..State::default() },
+        images: images.iter().collect(),
+        features: Features::Memory((0..D * D).map(|i| f32::from(u8::from(i / D == i % D))).collect()),
     };
     let index = Index::build(snapshot, None, &IndexOptions::default(), &mut |_, _, _| true).unwrap();
-    Arc::new(Matcher::new(index, MatcherConfig::default()))
+    let live = Live::fixed(View::of(Arc::new(index)));
+    Arc::new(Matcher::new(live, MatcherConfig::default()))
 }
 
 struct Server {
@@ -51,11 +56,17 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
+        Self::with_rate(10_000.0).await
+    }
+
+    /// A server that takes so many queries a second from each device.
+    async fn with_rate(device_rate_max: f64) -> Self {
         let config: ServeConfig = RawConfig {
             gallery: Some("unused".into()),
             bundle: Some("unused".into()),
             listen: Some("127.0.0.1:0".to_owned()),
             clients_max: Some(20),
+            device_rate_max: Some(device_rate_max),
             ..RawConfig::default()
         }
         .validate(Vec::new())
@@ -65,7 +76,8 @@ impl Server {
         let running = tokio::spawn(async move {
             let say = |now: Ready| ready.send(now).unwrap();
             let stopped = async move { drop(stopped.await) };
-            serve::serve(matcher(), &config, say, stopped).await.unwrap();
+            let (_reload, reloads) = watch::channel(config);
+            serve::serve(matcher(), reloads, say, stopped).await.unwrap();
         });
         let ready: Ready = tokio::time::timeout(WAIT, is_ready).await.unwrap().unwrap();
         assert_eq!((ready.space, ready.size), (SPACE, D));
@@ -391,6 +403,37 @@ async fn many_queries_at_once_are_each_answered_once() {
 /// A broker by hand that says that it kept our session: the server must subscribe in it all the same, after a start and
 /// after a lost connection.
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_asks_too_often_is_told_to_wait_and_others_are_not() {
+    let server = Server::with_rate(5.0).await;
+    let mut hasty = Device::connect(&server, "cam-1").await;
+    hasty.subscribe(REPLY).await;
+    let mut patient = Device::connect(&server, "cam-2").await;
+    patient.subscribe("glimpse/v1/devices/cam-2/reply").await;
+    for id in 0..40 {
+        hasty.ask(QUERY, cbor(&query(id, 1)), PublishProperties::default()).await;
+    }
+    let (mut answered, mut busy) = (0, 0);
+    for _ in 0..40 {
+        let publish = hasty.publish_received().await;
+        match ciborium::from_reader::<ErrorReply, _>(&*publish.payload) {
+            Err(_) => answered += 1,
+            Ok(error) => {
+                assert_eq!(error.error.code, ErrorCode::Busy);
+                assert!(
+                    error.error.retry_after_ms.is_some_and(|wait| (1..=1000).contains(&wait)),
+                    "{error:?}"
+                );
+                busy += 1;
+            }
+        }
+    }
+    assert!(answered >= 20 && busy >= 10, "{answered} answered, {busy} busy");
+    patient.ask("glimpse/v1/devices/cam-2/query", cbor(&query(1, 1)), PublishProperties::default()).await;
+    assert_eq!(reply(&patient.publish_received().await).matches.len(), 2);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_server_takes_up_the_session_that_its_broker_kept() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -404,7 +447,8 @@ async fn a_restarted_server_takes_up_the_session_that_its_broker_kept() {
     .unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async move { drop(stopped.await) };
-    let running = tokio::spawn(async move { serve::serve(matcher(), &config, |_| (), stopped).await });
+    let running =
+        tokio::spawn(async move { serve::serve(matcher(), watch::channel(config).1, |_| (), stopped).await });
     for connection in 0..2 {
         let (mut stream, _) = tokio::time::timeout(WAIT, broker.accept()).await.unwrap().unwrap();
         // MQTT 5: session present, success, no properties.

@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::write_line;
+use crate::gallery::INDEX;
 use crate::index::{CodesOption, IndexOptions, Neighbour, SearchOptions, VectorIndex};
 
 /// Neighbours that are searched for, and that recall is measured on.
@@ -28,12 +29,19 @@ const K: usize = 10;
 Examples:
   glimpse-gallery bench --index PQ32x4fs --index PQ32x4fs+SQ8
   glimpse-gallery bench --rows 200000 --dimension 512 --index IVF512,PQ128x4fs+SQ8 --probes 16,64
+  glimpse-gallery bench --gallery gallery
   glimpse-gallery bench --features features.f32 --dimension 224 --index PQ56x4fs+SQ8
 
 An index is named as Faiss's factory names it: [IVF<lists>,]PQ<sub-spaces>[x4fs][+SQ8 or +SQfp16]. Vectors are drawn around
 centres by the seed, or read from a file. With --peer a program that speaks Faiss's part runs beside, its turns between
 ours; `make bench-search` does all that. One thread each.")]
 pub struct BenchArgs {
+    /// Measure the index that a gallery has, instead of others; queries are drawn around its features
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["indexes", "features", "peer", "trained", "out"])]
+    gallery: Option<PathBuf>,
+    /// With --gallery: write JSON
+    #[arg(long, requires = "gallery")]
+    json: bool,
     /// Vectors to draw
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     rows: usize,
@@ -53,7 +61,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Indexes to measure
-    #[arg(long = "index", required = true, value_name = "NAME")]
+    #[arg(long = "index", required_unless_present = "gallery", value_name = "NAME")]
     indexes: Vec<String>,
     /// Inverted lists to look up
     #[arg(long, value_delimiter = ',', default_value = "16", value_name = "N,..")]
@@ -126,6 +134,9 @@ impl BenchArgs {
             self.rows > K && self.dimension > 0 && self.queries > 0 && self.rounds > 0 && self.singles > 0,
             "nothing to measure"
         );
+        if let Some(gallery) = &self.gallery {
+            return self.kept(gallery);
+        }
         let names = self.indexes.iter().map(|name| Named::parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
         let shapes = self.trained.iter().map(|text| shape(text)).collect::<anyhow::Result<Vec<_>>>()?;
         let (features, queries) = match &self.features {
@@ -156,6 +167,61 @@ impl BenchArgs {
             }
             Ok(())
         })
+    }
+
+    /// The index that a gallery has, as a server searches it, on one core.
+    fn kept(&self, gallery: &Path) -> anyhow::Result<()> {
+        let index = VectorIndex::open(&gallery.join(INDEX))?;
+        ensure!(!index.is_empty(), "the gallery is empty");
+        let dimension = index.dimension();
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut queries = vec![0.0; self.queries * dimension];
+        for query in queries.chunks_exact_mut(dimension) {
+            index.read(random.random_range(0..index.len() as u32), query);
+            // As long as the query itself: as near as another photo of the same thing may be.
+            let noise = (3.0 / dimension as f32).sqrt();
+            query.iter_mut().for_each(|x| *x += random.random_range(-noise..noise));
+            normalize(query);
+        }
+        let single = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+        let options = SearchOptions::top(K);
+        let (batches, singles, found) = single.install(|| {
+            let (mut batches, mut singles, mut found) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..self.rounds {
+                let started = Instant::now();
+                found = index.search(&queries, &options, None);
+                batches.push(started.elapsed().as_secs_f64());
+                for query in queries.chunks_exact(dimension).take(self.singles) {
+                    let started = Instant::now();
+                    std::hint::black_box(index.search(query, &options, None));
+                    singles.push(started.elapsed().as_secs_f64());
+                }
+            }
+            (batches, singles, found)
+        });
+        let sampled = self.queries.min(100);
+        let exact = SearchOptions { exact: true, ..options };
+        let rows = |found: &[Neighbour]| found.iter().map(|one| i64::from(one.row)).collect::<Vec<_>>();
+        let truth: Vec<Vec<i64>> = index
+            .search(&queries[..sampled * dimension], &exact, None)
+            .iter()
+            .map(|found| rows(found))
+            .collect();
+        let recall = recall(&truth, found[..sampled].iter().map(|found| rows(found).into_iter()));
+        let per_second = self.queries as f64 / quantile(&batches, 0.5);
+        let (p50_us, p99_us) = (1e6 * quantile(&singles, 0.5), 1e6 * quantile(&singles, 0.99));
+        if self.json {
+            let report = json!({
+                "images": index.len(), "dimension": dimension, "search": index.describe(), "recall": recall,
+                "queries_per_second": per_second, "p50_us": p50_us, "p99_us": p99_us, "machine": machine(),
+            });
+            return write_line(format_args!("{report}"));
+        }
+        write_line(format_args!("{} images of {dimension} dimensions: {}", index.len(), index.describe()))?;
+        write_line(format_args!(
+            "together   {per_second:.0} queries a second on one core, recall@{K} {recall:.3}"
+        ))?;
+        write_line(format_args!("one by one {p50_us:.0} us, 99 of 100 within {p99_us:.0} us"))
     }
 
     fn compare(&self, data: &Data, name: &Named, mut peer: Option<&mut Peer>) -> anyhow::Result<()> {

@@ -1,12 +1,14 @@
 //! `check`: everything that could keep `serve` from serving, at once.
 
+use std::path::Path;
+
 use glimpse_embedder::SpaceBundle;
 
 use super::{ServeArgs, write_line};
 use crate::config::{BrokerConfig, Problems, ServeConfig};
 use crate::gallery;
 use crate::index::Index;
-use crate::store;
+use crate::store::{Committed, Reader};
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let (raw, problems) = args.raw();
@@ -37,30 +39,22 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         }
     }
     if let Some(dir) = store {
-        let loaded = store::load(&dir).and_then(|snapshot| match &bundle {
-            Some(bundle) => {
-                snapshot.meta.check_space(&dir, bundle.space, bundle.dimension).map(|()| snapshot)
+        let loaded = Reader::open(&dir).and_then(|reader| reader.now()).and_then(|now| {
+            if let Some(bundle) = &bundle {
+                now.meta().check_space(&dir, bundle.space, bundle.dimension)?;
             }
-            None => Ok(snapshot),
+            now.each(|_, _| true).map(|()| now)
         });
-        match loaded {
-            Ok(snapshot) => found.push(format!(
-                "gallery  {}: {} images, generation {}",
-                dir.display(),
-                snapshot.images.len(),
-                snapshot.meta.generation
-            )),
-            Err(error) => problems.push(error.to_string()),
-        }
         if let Some(Err(error)) = bundle.as_ref().map(gallery::codebook) {
             problems.push(error.to_string());
         }
-        // Reads only: what `serve` would make is not made here.
-        if let Ok(images) = store::load_images(&dir) {
-            found.push(match Index::open(&dir.join(gallery::INDEX), images, None) {
-                Ok(index) => format!("search   {}", index.vectors().describe()),
-                Err(error) => format!("search   serve makes a new index: {:#}", anyhow::Error::from(error)),
-            });
+        match loaded {
+            Ok(now) => {
+                let (images, generation) = (now.len(), now.meta().generation);
+                found.push(format!("gallery  {}: {images} images, generation {generation}", dir.display()));
+                found.push(index_of(&dir, &now));
+            }
+            Err(error) => problems.push(error.to_string()),
         }
     }
     if let Some(ServeConfig { broker, .. }) = config {
@@ -77,4 +71,22 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         write_line(format_args!("{line}"))?;
     }
     if problems.is_empty() { write_line(format_args!("ok")) } else { Err(Problems(problems).into()) }
+}
+
+/// Reads only: what `serve` would make is not made here.
+fn index_of(dir: &Path, now: &Committed) -> String {
+    let index = Index::open(&dir.join(gallery::INDEX), None);
+    let changed = index.as_ref().ok().map(|index| now.changed_since(&index.state(), gallery::CHANGES_MAX));
+    match (index, changed) {
+        (Ok(index), Some(Ok(Some(changed)))) => {
+            let changes = if changed.is_empty() {
+                String::new()
+            } else {
+                format!(", and {} changes since", changed.len())
+            };
+            format!("search   {}{changes}", index.vectors().describe())
+        }
+        (Err(error), _) => format!("search   serve makes a new index: {:#}", anyhow::Error::from(error)),
+        _ => "search   serve makes a new index: the gallery has changed too much".to_owned(),
+    }
 }

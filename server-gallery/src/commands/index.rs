@@ -13,6 +13,7 @@ use super::{ingest, write_line};
 use crate::gallery;
 use crate::index::{CodesOption, Index, IndexOptions, Stage};
 use crate::progress::Progress;
+use crate::store::Reader;
 
 /// Arguments of `index`.
 #[derive(Debug, Args)]
@@ -116,7 +117,8 @@ impl IndexArgs {
             ..IndexOptions::default()
         };
         let stop = ingest::stop_on_signals()?;
-        let index = gallery::refresh(&self.gallery, &bundle, Some(&options), &mut watch(Some(stop)))?;
+        let now = Reader::open(&self.gallery)?.now()?;
+        let index = gallery::make(&self.gallery, &bundle, now, &options, &mut watch(Some(stop)))?;
         self.tell(&index)
     }
 

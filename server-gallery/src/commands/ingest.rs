@@ -21,7 +21,7 @@ Examples:
   glimpse-gallery ingest photos/ --gallery gallery --bundle models/demo
   glimpse-gallery ingest gallery.csv --root photos/ --gallery gallery --bundle models/demo
 
-A CSV file has the columns path and label. The image id is the path relative to the folder, or to --root. An ingest
+A CSV file has the columns path and label; every other column is an attribute, which queries can filter by. The image id is the path relative to the folder, or to --root. An ingest
 that was interrupted goes on where it stopped when it is run again; photos that have not changed are passed over.
 Photos that cannot be read are listed at the end; the command fails only when there is no photo that could be.")]
 pub struct IngestArgs {
@@ -34,7 +34,7 @@ pub struct IngestArgs {
     /// Folder of the space bundle
     #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
     bundle: PathBuf,
-    /// CSV file with labels for the photos of a folder: columns path and label
+    /// CSV file with labels for the photos of a folder: columns path and label, and any attributes
     #[arg(long, value_name = "CSV")]
     labels: Option<PathBuf>,
     /// Folder that the paths in the CSV file are relative to [default: the file's]
@@ -46,15 +46,7 @@ impl IngestArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let sources = sources::list(&self.input, self.root.as_deref(), self.labels.as_deref())?;
         let bundle = SpaceBundle::load(&self.bundle)?;
-        let embedder = Embedder::load(&bundle.gallery_model())?;
-        if (embedder.space(), embedder.dimension()) != (bundle.space, bundle.dimension) {
-            bail!(
-                "{} spans the space {}, and the bundle is of {}: the model was replaced",
-                bundle.gallery_model().display(),
-                embedder.space(),
-                bundle.space
-            );
-        }
+        let embedder = gallery_embedder(&bundle)?;
         let mut store = Store::open(&self.gallery, bundle.space, bundle.dimension)?;
         let stop = stop_on_signals()?;
         let report = ingest::run(&mut store, &embedder, &sources, &stop)?;
@@ -68,15 +60,30 @@ impl IngestArgs {
             bail!("none of {} photos could be embedded", report.failed.len());
         }
         let watched = &mut super::index::watch(Some(stop));
-        let index = gallery::refresh(&self.gallery, &bundle, None, watched)
+        let view = gallery::refresh(&self.gallery, &bundle, watched)
             .context("the photos are stored; only the index is missing")?;
-        tracing::info!(search = index.vectors().describe(), "index ready");
+        tracing::info!(search = view.base().vectors().describe(), "index ready");
         tracing::info!(generation = meta.generation, gallery = %self.gallery.display(), "ingest complete");
         Ok(())
     }
 }
 
-fn tell(report: &Report) -> anyhow::Result<()> {
+/// The bundle's gallery network, if it is the one that the bundle was made with.
+pub(super) fn gallery_embedder(bundle: &SpaceBundle) -> anyhow::Result<Embedder> {
+    let embedder = Embedder::load(&bundle.gallery_model())?;
+    if (embedder.space(), embedder.dimension()) != (bundle.space, bundle.dimension) {
+        bail!(
+            "{} spans the space {}, and the bundle is of {}: the model was replaced",
+            bundle.gallery_model().display(),
+            embedder.space(),
+            bundle.space
+        );
+    }
+    Ok(embedder)
+}
+
+/// Says what became of the photos.
+pub(super) fn tell(report: &Report) -> anyhow::Result<()> {
     for (path, reason) in &report.failed {
         tracing::warn!("passed over {}: {reason}", path.display());
     }

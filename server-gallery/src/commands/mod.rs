@@ -1,13 +1,20 @@
 //! The commands of the binary, one a file: [`Command`] and what it does.
 
+mod add;
+mod backup;
 mod bench;
 mod check;
+mod compact;
+mod export;
+mod import;
 mod index;
 mod ingest;
 mod list;
+mod remove;
 mod search;
 mod serve;
 mod stats;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -20,6 +27,10 @@ use crate::config::RawConfig;
 pub enum Command {
     /// Embed photos and add them to a gallery
     Ingest(ingest::IngestArgs),
+    /// Add photos to a gallery
+    Add(add::AddArgs),
+    /// Remove images from a gallery
+    Remove(remove::RemoveArgs),
     /// Make the index of a gallery, with other options than the usual ones
     Index(index::IndexArgs),
     /// Answer queries over MQTT
@@ -30,6 +41,18 @@ pub enum Command {
     Stats(GalleryArgs),
     /// List the images of a gallery: id, label and path, separated by tabs
     List(GalleryArgs),
+    /// Read everything that a gallery holds, and report what is damaged
+    Verify(verify::VerifyArgs),
+    /// Give the space of what was removed back
+    Compact(compact::CompactArgs),
+    /// Copy a gallery, also while it is served
+    Backup(backup::BackupArgs),
+    /// Put a copy in the place of a gallery
+    Restore(backup::RestoreArgs),
+    /// Write features and a table of images, for other programs
+    Export(export::ExportArgs),
+    /// Store features that were made elsewhere
+    Import(import::ImportArgs),
     /// Check configuration, bundle and gallery, and report every problem
     Check(ServeArgs),
     /// Measure how fast this machine searches, and what it finds
@@ -44,11 +67,19 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Ingest(args) => args.run(),
+            Self::Add(args) => args.run(),
+            Self::Remove(args) => args.run(),
             Self::Index(args) => args.run(),
             Self::Serve(args) => serve::run(args),
             Self::Search(args) => args.run(),
             Self::Stats(args) => stats::run(&args),
             Self::List(args) => list::run(&args),
+            Self::Verify(args) => args.run(),
+            Self::Compact(args) => args.run(),
+            Self::Backup(args) => args.run(),
+            Self::Restore(args) => args.run(),
+            Self::Export(args) => args.run(),
+            Self::Import(args) => args.run(),
             Self::Check(args) => check::run(args),
             Self::Bench(args) => args.run(),
         }
@@ -67,7 +98,7 @@ pub struct GalleryArgs {
 }
 
 /// The server's flags; what is not given comes from `--config`, or is a default.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
   glimpse-gallery serve --gallery gallery --bundle models/demo
@@ -77,6 +108,9 @@ Examples:
 The embedded broker listens on a loopback address only: it has no credentials yet. To serve other machines, run a
 broker with credentials and name it with --broker. For mosquitto, set `set_tcp_nodelay true` in its configuration:
 without it every reply waits about 40 ms.
+
+SIGHUP reads the configuration again: how to search, the latency budget and the rate of devices change at once.
+Photos that other commands add or remove are seen within a fraction of a second.
 
 When queries are answered, one line is written to standard output:
   ready mqtt=127.0.0.1:1883 space=0123.. size=350")]
@@ -105,6 +139,12 @@ pub struct ServeArgs {
     /// Queries that wait; more are answered `busy` [default: 256]
     #[arg(long, env = "GLIMPSE_QUERIES_WAITING_MAX", value_name = "N")]
     queries_waiting_max: Option<i64>,
+    /// Queries that are searched together take no longer than this, as far as can be foreseen [default: 20]
+    #[arg(long, env = "GLIMPSE_LATENCY_BUDGET_MS", value_name = "MS")]
+    latency_budget_ms: Option<i64>,
+    /// Queries that one device may ask a second on average; more are answered `busy` [default: 100]
+    #[arg(long, env = "GLIMPSE_DEVICE_RATE_MAX", value_name = "RATE")]
+    device_rate_max: Option<f64>,
     /// Compare every query with every image
     #[arg(long, env = "GLIMPSE_EXACT", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     exact: Option<bool>,
@@ -135,6 +175,8 @@ impl ServeArgs {
             client_id,
             clients_max,
             queries_waiting_max,
+            latency_budget_ms,
+            device_rate_max,
             exact,
             rerank,
             recall,
@@ -149,6 +191,8 @@ impl ServeArgs {
             client_id,
             clients_max,
             queries_waiting_max,
+            latency_budget_ms,
+            device_rate_max,
             exact,
             rerank,
             recall,

@@ -1,6 +1,7 @@
 //! `search`: photos on this machine against the gallery, embedded with the gallery's own network (the symmetric case of
 //! the networks; devices query with the small one).
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -14,9 +15,11 @@ use serde_json::json;
 
 use super::write_line;
 use crate::config::unknown_photos;
+use crate::filter::Condition;
 use crate::gallery;
-use crate::index::{Filter, Index, SearchOptions};
+use crate::index::SearchOptions;
 use crate::matcher::MatcherConfig;
+use crate::view::View;
 
 /// Arguments of `search`.
 #[derive(Debug, Args)]
@@ -43,6 +46,9 @@ pub struct SearchArgs {
     /// Only among images with one of these labels
     #[arg(long, value_name = "LABEL")]
     label: Vec<String>,
+    /// Only among images with one of these values of an attribute
+    #[arg(long = "attribute", value_name = "NAME=VALUE")]
+    attributes: Vec<String>,
     /// Search again with the query expanded by its N nearest images (alpha query expansion)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     expand: Option<u16>,
@@ -58,33 +64,25 @@ pub struct SearchArgs {
 /// What all photos are searched with.
 struct Search<'a> {
     embedder: &'a Embedder,
-    index: &'a Index,
+    view: &'a View,
     options: SearchOptions,
-    filter: Option<&'a Filter>,
+    condition: Condition,
 }
 
 impl SearchArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let unknown = unknown_photos(&self.unknown).map_err(anyhow::Error::msg)?;
-        let (bundle, index) = gallery::open(&self.gallery, &self.bundle, &mut super::index::watch(None))?;
-        let embedder = Embedder::load(&bundle.gallery_model())?;
-        if embedder.space() != bundle.space {
-            bail!(
-                "{} spans the space {}, and the bundle is of {}: the model was replaced",
-                bundle.gallery_model().display(),
-                embedder.space(),
-                bundle.space
-            );
-        }
+        let (bundle, view) = gallery::open(&self.gallery, &self.bundle, &mut super::index::watch(None))?;
+        let embedder = super::ingest::gallery_embedder(&bundle)?;
         let expand = self.expand.map_or(0, usize::from);
         let config = MatcherConfig { exact: self.exact, unknown, expand, ..MatcherConfig::default() };
-        let options = config.search(usize::from(self.top_k), &index);
-        let filter =
-            (!self.label.is_empty()).then(|| index.filter(|image| self.label.contains(&image.label)));
-        if filter.as_ref().is_some_and(Filter::is_empty) {
-            bail!("no image has the label {}: `list` shows those that there are", self.label.join(" or "));
+        let options = config.search(usize::from(self.top_k), view.base());
+        let condition = self.condition()?;
+        if !condition.is_empty() && view.count(Some(&condition)) == 0 {
+            let wanted = self.label.iter().chain(&self.attributes).map(String::as_str).collect::<Vec<_>>();
+            bail!("no image is {}: `list --json` shows labels and attributes", wanted.join(" and "));
         }
-        let search = Search { embedder: &embedder, index: &index, options, filter: filter.as_ref() };
+        let search = Search { embedder: &embedder, view: &view, options, condition };
         let mut failed = 0;
         // In groups, so that the first lines come soon and the order is that of the arguments.
         for photos in self.photos.chunks(4 * rayon::current_num_threads()) {
@@ -111,14 +109,27 @@ impl SearchArgs {
         Ok(())
     }
 
+    fn condition(&self) -> anyhow::Result<Condition> {
+        let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for label in &self.label {
+            values.entry("label".to_owned()).or_default().push(label.clone());
+        }
+        for pair in &self.attributes {
+            let (name, value) =
+                pair.split_once('=').with_context(|| format!("--attribute {pair} is not NAME=VALUE"))?;
+            values.entry(name.to_owned()).or_default().push(value.to_owned());
+        }
+        Ok(Condition::new(values)?)
+    }
+
     fn one(&self, path: &Path, search: &Search<'_>) -> anyhow::Result<String> {
-        let Search { embedder, index, options, filter } = search;
+        let Search { embedder, view, options, condition } = search;
         let photo = read_photo(path)?;
         let started = Instant::now();
         let embedding = embedder.embed(&photo).with_context(|| path.display().to_string())?;
         let embed_ms = started.elapsed().as_secs_f64() * 1e3;
         let started = Instant::now();
-        let hits = index.search(&embedding, options, *filter);
+        let hits = view.search(&embedding, options, Some(condition)).pop().unwrap_or_default();
         let search_us = started.elapsed().as_micros();
         if self.json {
             let matches: Vec<_> = hits.iter().map(|hit| json!({"image": hit.image.id, "label": hit.image.label, "similarity": hit.similarity})).collect();

@@ -1,13 +1,17 @@
-//! `serve`: the server until a signal ends it.
+//! `serve`: the server until a signal ends it. SIGHUP reads the configuration again.
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::{ServeArgs, write_line};
 use crate::serve::{self, Ready};
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let (raw, problems) = args.raw();
-    let config = raw.validate(problems)?;
+    let read = move || {
+        let (raw, problems) = args.clone().raw();
+        raw.validate(problems)
+    };
+    let (reload, reloads) = watch::channel(read()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let (mut interrupt, mut terminate) =
@@ -26,7 +30,16 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
                 std::process::exit(1);
             });
         };
-        serve::run(&config, say_ready, stop).await.map_err(anyhow::Error::from)
+        let mut hang_up = signal(SignalKind::hangup())?;
+        tokio::spawn(async move {
+            while hang_up.recv().await.is_some() {
+                match read() {
+                    Ok(config) => drop(reload.send_replace(config)),
+                    Err(problems) => tracing::error!("the configuration stays as it was: {problems}"),
+                }
+            }
+        });
+        serve::run(reloads, say_ready, stop).await.map_err(anyhow::Error::from)
     });
     // Connections of the embedded broker end with the process; nobody waits for them.
     runtime.shutdown_background();

@@ -8,8 +8,9 @@ use glimpse_quantizer::{Codebook, CodebookError, DIMENSION_MAX, Encoder, Expansi
 use rayon::prelude::*;
 use thiserror::Error;
 
-use super::core::{Bytes, Codes, Core, Lists};
+use super::core::{Codes, Core, Lists};
 use super::measure::{Recall, measure_codes};
+use crate::memory::Bytes;
 
 /// Vectors below which no codes are made, unless they are asked for: every one is compared exactly in a millisecond or two.
 pub const CODES_FROM: usize = 10_000;
@@ -281,8 +282,8 @@ pub(super) fn build(
     };
 
     let row_bytes = options.precision.row_bytes(dimension);
-    let mut kept = vec![0; count * row_bytes];
-    kept.par_chunks_mut(CHUNK * row_bytes).enumerate().for_each(|(chunk, kept)| {
+    let mut kept = Bytes::zeros(count * row_bytes);
+    kept.as_mut_slice().par_chunks_mut(CHUNK * row_bytes).enumerate().for_each(|(chunk, kept)| {
         let mut bytes = Vec::with_capacity(kept.len());
         for i in 0..kept.len() / row_bytes {
             options.precision.write(feature(chunk * CHUNK + i), &mut bytes);
@@ -294,7 +295,7 @@ pub(super) fn build(
         dimension,
         count,
         precision: options.precision,
-        features: Bytes::in_large_pages(&kept),
+        features: kept,
         codes,
         rows: rows.map(|(rows, _)| rows),
         places: OnceLock::new(),

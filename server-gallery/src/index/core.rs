@@ -12,11 +12,13 @@
 //! 3. Their features are compared exactly, and the best are the answer.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use glimpse_quantizer::scan::{Bitmap, Candidates, PackedView, Probe, ScanTable, Shape, Width};
 use glimpse_quantizer::{Centroids, Encoder, ExactRows, Precision};
 use rayon::prelude::*;
+
+use crate::memory::Bytes;
 
 /// Vectors from which on one query is spread over all cores: below, handing the work over costs more than it saves.
 const PARALLEL_FROM: usize = 100_000;
@@ -30,49 +32,6 @@ const EXACT_BELOW: usize = 10_000;
 
 /// Similarities that exact search computes before it looks at them.
 const EXACT_BLOCK: usize = 256;
-
-/// Bytes that this process made, or that lie in a file.
-#[derive(Debug)]
-pub(super) enum Bytes {
-    /// Made here.
-    Owned(Vec<u8>),
-    /// In large pages: see [`Bytes::in_large_pages`].
-    Large(memmap2::MmapMut),
-    /// Part of a file in memory.
-    Mapped(Arc<memmap2::Mmap>, Range<usize>),
-}
-
-/// Bytes below which large pages save nothing: the tables of the processor hold the addresses of a few megabytes.
-const LARGE_FROM: usize = 8 << 20;
-
-impl Bytes {
-    /// Copies bytes to where the system can use pages of 2 MiB. Candidates lie all over the features, and finding the address
-    /// of a small page takes longer than reading what is on it.
-    pub(super) fn in_large_pages(bytes: &[u8]) -> Self {
-        let large = || {
-            let mut map = memmap2::MmapMut::map_anon(bytes.len()).ok()?;
-            // Only asked for: without large pages all is as it was.
-            #[cfg(target_os = "linux")]
-            let _ = map.advise(memmap2::Advice::HugePage);
-            map.copy_from_slice(bytes);
-            Some(Self::Large(map))
-        };
-        let worth_it = bytes.len() >= LARGE_FROM;
-        worth_it.then(large).flatten().unwrap_or_else(|| Self::Owned(bytes.to_vec()))
-    }
-}
-
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Owned(bytes) => bytes,
-            Self::Large(map) => map,
-            Self::Mapped(map, range) => &map[range.clone()],
-        }
-    }
-}
 
 /// Codes, and where they lie.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! | part | content |
 //! |---|---|
-//! | 8 bytes | `GLMPIDX` and the version, 1 |
+//! | 8 bytes | `GLMPIDX` and the version, 2 |
 //! | 8 bytes | length of the header, little-endian |
 //! | 32 bytes | BLAKE3 of the header |
 //! | header | JSON: what the index is, and where its sections lie, each with its BLAKE3 |
@@ -15,6 +15,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use glimpse_protocol::SpaceId;
 use glimpse_quantizer::scan::Shape;
 use glimpse_quantizer::{Centroids, Codebook, Encoder, ExactRows, Precision};
 use memmap2::Mmap;
@@ -24,11 +25,14 @@ use thiserror::Error;
 
 use super::VectorIndex;
 use super::build::{BuildError, layout_here};
-use super::core::{Bytes, Codes, Core, Lists};
+use super::core::{Codes, Core, Lists};
 use super::measure::{Recall, Unknown};
+use crate::catalogue::Catalogue;
+use crate::memory::Bytes;
+use crate::store::{Content, State};
 
 const MAGIC: &[u8; 7] = b"GLMPIDX";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A header has a few kilobytes: most of it is the curve of the recall.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
@@ -48,9 +52,9 @@ pub enum FileError {
         /// Where.
         path: PathBuf,
     },
-    /// It is of another state of the gallery, or of another version or kind of processor.
+    /// It is of another gallery, or of another version or kind of processor.
     #[error(
-        "the index {path} is of another state of the gallery, or was made by another version or on another kind of processor"
+        "the index {path} is not of this gallery, or was made by another version or on another kind of processor"
     )]
     Stale {
         /// The file.
@@ -81,15 +85,25 @@ pub enum FileError {
 
 #[derive(Serialize, Deserialize)]
 struct Header {
-    fingerprint: [u8; 32],
+    state: StateHeader,
+    /// Where it has images, and not vectors alone.
+    space: Option<[u8; 16]>,
     dimension: usize,
     count: usize,
     precision: String,
     layout: String,
+    augmented: bool,
     codes: Option<CodesHeader>,
     recall: Option<Recall>,
     unknown: Option<Unknown>,
     sections: Vec<Section>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StateHeader {
+    gallery: [u8; 16],
+    generation: u64,
+    content: [u8; 32],
 }
 
 #[derive(Serialize, Deserialize)]
@@ -113,6 +127,15 @@ impl VectorIndex {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), FileError> {
+        self.save_with(path, None)
+    }
+
+    /// The same, with the images that the vectors are of.
+    pub(super) fn save_with(
+        &self,
+        path: &Path,
+        images: Option<(SpaceId, &Catalogue)>,
+    ) -> Result<(), FileError> {
         let io = |action| move |source| FileError::Io { action, path: path.to_owned(), source };
         let core = &self.core;
         let mut sections: Vec<(&str, Vec<u8>)> = Vec::new();
@@ -138,16 +161,26 @@ impl VectorIndex {
         if let Some(codes) = &core.codes {
             parts.push(("packed", &codes.packed));
         }
+        if let Some((_, images)) = images {
+            parts.push(("offsets", images.offsets()));
+            parts.push(("records", images.records()));
+        }
         parts.push(("features", &core.features));
 
         let hashes: Vec<String> =
             parts.par_iter().map(|(_, bytes)| blake3::hash(bytes).to_hex().to_string()).collect();
         let mut header = Header {
-            fingerprint: self.fingerprint,
+            state: StateHeader {
+                gallery: self.state.gallery,
+                generation: self.state.generation,
+                content: self.state.content.to_bytes(),
+            },
+            space: images.map(|(space, _)| *space.as_bytes()),
             dimension: core.dimension,
             count: core.count,
             precision: core.precision.name().to_owned(),
             layout: format!("{:?}", layout_here()),
+            augmented: self.augmented,
             codes: core.codes.as_ref().map(|codes| CodesHeader {
                 calibration: codes.calibration,
                 lists: codes.lists.is_some(),
@@ -193,12 +226,16 @@ impl VectorIndex {
         write().map_err(io("write"))
     }
 
-    /// Maps an index into memory, and checks all of it. One that is not of the `gallery` with that fingerprint, where one
-    /// is given, is stale.
+    /// Maps an index into memory, and checks all of it.
     ///
     /// # Errors
     /// When there is none, or it cannot be used.
-    pub fn open(path: &Path, gallery: Option<&[u8; 32]>) -> Result<Self, FileError> {
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        Ok(Self::open_with(path)?.0)
+    }
+
+    /// The same, with the images that the vectors are of.
+    pub(super) fn open_with(path: &Path) -> Result<(Self, Option<(SpaceId, Catalogue)>), FileError> {
         let io = |source: std::io::Error| match source.kind() {
             std::io::ErrorKind::NotFound => FileError::Missing { path: path.to_owned() },
             _ => FileError::Io { action: "read", path: path.to_owned(), source },
@@ -229,9 +266,6 @@ impl VectorIndex {
         }
         let header: Header = serde_json::from_slice(text)
             .map_err(|error| damaged(format!("its header cannot be read: {error}")))?;
-        if gallery.is_some_and(|gallery| *gallery != header.fingerprint) {
-            return Err(stale());
-        }
         if header.layout != format!("{:?}", layout_here()) {
             return Err(stale());
         }
@@ -258,8 +292,9 @@ impl VectorIndex {
             Ok(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect::<Vec<u32>>())
         };
 
-        let Header { fingerprint, dimension, count, ref precision, ref codes, ref recall, unknown, .. } =
-            header;
+        let Header {
+            ref state, space, dimension, count, ref precision, ref codes, ref recall, unknown, ..
+        } = header;
         let precision = Precision::from_name(precision)
             .ok_or_else(|| damaged(format!("it keeps features as `{precision}`")))?;
         let features = section("features")?;
@@ -314,7 +349,28 @@ impl VectorIndex {
             }
         };
         let core = Core { dimension, count, precision, features, codes, rows, places: OnceLock::new() };
-        Ok(Self { core, recall: recall.clone(), unknown, fingerprint, seconds_measuring: 0.0 })
+        let images = match space {
+            None => None,
+            Some(space) => {
+                let images = Catalogue::from_bytes(section("offsets")?, section("records")?, count);
+                let images = images.ok_or_else(|| damaged(format!("it has no {count} images")))?;
+                Some((SpaceId::from_bytes(space), images))
+            }
+        };
+        let state = State {
+            gallery: state.gallery,
+            generation: state.generation,
+            content: Content::from_bytes(&state.content),
+        };
+        let vectors = Self {
+            core,
+            recall: recall.clone(),
+            unknown,
+            state,
+            seconds_measuring: 0.0,
+            augmented: header.augmented,
+        };
+        Ok((vectors, images))
     }
 }
 

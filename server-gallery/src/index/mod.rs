@@ -9,8 +9,8 @@
 //! centroids are the anchors of the query network, reads and writes the `pq` codes of messages, and can be searched with
 //! too ([`CodesOption::Given`]).
 //!
-//! An index is immutable and follows from the features: [`Index::build`] makes it, [`Index::save`] and [`Index::open`] keep it in
-//! a file that is mapped into memory, tied to the very content of the store by a fingerprint. In reading order: `core`
+//! An index is immutable and follows from one generation of the store: [`Index::build`] makes it, [`Index::save`] and
+//! [`Index::open`] keep it in a file that is mapped into memory. What has changed since then is [`crate::view`]'s affair. In reading order: `core`
 //! (the search), `build`, `measure` (recall, and what "unknown" means), `file`.
 
 use std::cell::Cell;
@@ -18,9 +18,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use glimpse_quantizer::expansion::normalize;
-use glimpse_quantizer::{Codebook, Expansion};
+use glimpse_quantizer::{Codebook, Expansion, Precision};
 
-use crate::store::{Image, Images, Meta, Snapshot};
+use crate::catalogue::{Catalogue, Entry};
+use crate::store::{Meta, Snapshot, State};
 
 mod build;
 mod core;
@@ -68,7 +69,7 @@ impl SearchOptions {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hit<'a> {
     /// The image.
-    pub image: &'a Image,
+    pub image: Entry<'a>,
     /// Cosine with the query; larger means nearer. Exact up to the precision of the kept features, and without exact ranking an
     /// estimate that is right on average.
     pub similarity: f32,
@@ -79,7 +80,7 @@ pub struct Hit<'a> {
 pub struct Index {
     vectors: VectorIndex,
     meta: Meta,
-    images: Vec<Image>,
+    images: Catalogue,
     /// Of the space.
     codebook: Option<Codebook>,
 }
@@ -95,30 +96,41 @@ impl Index {
         options: &IndexOptions,
         watch: Watch<'_>,
     ) -> Result<Self, BuildError> {
-        let Snapshot { meta, images, features, fingerprint } = snapshot;
+        let Snapshot { meta, state, images, features } = snapshot;
         let codebook = check_codebook(codebook, meta.dimension)?;
         let mut vectors = VectorIndex::build(&features, meta.dimension, options, watch)?;
-        vectors.fingerprint = fingerprint;
+        vectors.state = state;
         // Queries are not augmented, and lie elsewhere than the features then do.
         if options.augment.is_none() {
             vectors.learn_unknown(|row| {
-                let label = &images[row as usize].label;
+                let label = images.get(row).label;
                 (!label.is_empty()).then_some(label)
             });
         }
         Ok(Self { vectors, meta, images, codebook })
     }
 
-    /// Opens the index that [`save`](Self::save) has written for these images.
+    /// An index without codes, of few images: every one is compared, and nothing is measured.
     ///
     /// # Errors
-    /// Where there is none, or it is of another state of the gallery, or damaged: it has to be made anew.
-    pub fn open(path: &Path, images: Images, codebook: Option<Codebook>) -> Result<Self, FileError> {
-        let vectors = VectorIndex::open(path, Some(&images.fingerprint))?;
-        let Images { meta, images, .. } = images;
-        if (vectors.dimension(), vectors.len()) != (meta.dimension, images.len()) {
-            return Err(FileError::Stale { path: path.to_owned() });
-        }
+    /// Where there are more than can be numbered.
+    pub fn exact(snapshot: Snapshot, precision: Precision) -> Result<Self, BuildError> {
+        let Snapshot { meta, state, images, features } = snapshot;
+        let options = IndexOptions { codes: CodesOption::Exact, precision, ..IndexOptions::default() };
+        let mut vectors = VectorIndex::build(&features, meta.dimension, &options, &mut |_, _, _| true)?;
+        vectors.state = state;
+        Ok(Self { vectors, meta, images, codebook: None })
+    }
+
+    /// Opens the index that [`save`](Self::save) has written; of which gallery and generation it is, its [`state`](Self::state)
+    /// tells.
+    ///
+    /// # Errors
+    /// Where there is none, or it is damaged, or of vectors alone: it has to be made anew.
+    pub fn open(path: &Path, codebook: Option<Codebook>) -> Result<Self, FileError> {
+        let (vectors, kept) = VectorIndex::open_with(path)?;
+        let (space, images) = kept.ok_or_else(|| FileError::Stale { path: path.to_owned() })?;
+        let meta = Meta { space, dimension: vectors.dimension(), generation: vectors.state.generation };
         let codebook = check_codebook(codebook, meta.dimension).map_err(FileError::Codebook)?;
         Ok(Self { vectors, meta, images, codebook })
     }
@@ -128,7 +140,22 @@ impl Index {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), FileError> {
-        self.vectors.save(path)
+        self.vectors.save_with(path, Some((self.meta.space, &self.images)))
+    }
+
+    /// The generation of the gallery that it was made of.
+    pub const fn state(&self) -> State {
+        self.vectors.state
+    }
+
+    /// Whether its features are expanded by their neighbours.
+    pub const fn is_augmented(&self) -> bool {
+        self.vectors.augmented
+    }
+
+    /// Its images; a row is a place among them.
+    pub const fn images(&self) -> &Catalogue {
+        &self.images
     }
 
     /// What the gallery is.
@@ -138,12 +165,12 @@ impl Index {
 
     /// Number of images.
     pub const fn len(&self) -> usize {
-        self.images.len()
+        self.vectors.len()
     }
 
     /// Whether there is no image.
     pub const fn is_empty(&self) -> bool {
-        self.images.is_empty()
+        self.vectors.is_empty()
     }
 
     /// The codebook that reads and writes `pq` codes of messages, if there is one.
@@ -157,8 +184,8 @@ impl Index {
     }
 
     /// Admits the images of which `admitted` holds.
-    pub fn filter(&self, admitted: impl Fn(&Image) -> bool) -> Filter {
-        self.vectors.filter(|row| admitted(&self.images[row as usize]))
+    pub fn filter(&self, admitted: impl Fn(Entry<'_>) -> bool) -> Filter {
+        self.vectors.filter(|row| admitted(self.images.get(row)))
     }
 
     /// The images nearest to a unit query of shape `[D]`, nearest first; fewer where the gallery or the filter has fewer.
@@ -167,11 +194,12 @@ impl Index {
     pub fn search(&self, query: &[f32], options: &SearchOptions, filter: Option<&Filter>) -> Vec<Hit<'_>> {
         let mut found = self.vectors.search(query, options, filter);
         let nearest = found.pop().unwrap_or_default();
-        let hit = |neighbour: Neighbour| Hit {
-            image: &self.images[neighbour.row as usize],
-            similarity: neighbour.similarity,
-        };
-        nearest.into_iter().map(hit).collect()
+        nearest.into_iter().map(|neighbour| self.hit(neighbour)).collect()
+    }
+
+    /// The image of a neighbour that [`VectorIndex::search`] has found.
+    pub(crate) fn hit(&self, neighbour: Neighbour) -> Hit<'_> {
+        Hit { image: self.images.get(neighbour.row), similarity: neighbour.similarity }
     }
 }
 
@@ -190,9 +218,11 @@ pub struct VectorIndex {
     core: Core,
     recall: Option<Recall>,
     unknown: Option<Unknown>,
-    /// Of the gallery that it was made of.
-    fingerprint: [u8; 32],
+    /// Of the gallery that it was made of; nothing for vectors of no gallery.
+    state: State,
     seconds_measuring: f64,
+    /// The features are not those that it was made of, but expanded.
+    augmented: bool,
 }
 
 impl VectorIndex {
@@ -215,7 +245,14 @@ impl VectorIndex {
         };
         let (core, recall) = build::build(features, dimension, options, &mut watch)?;
         let seconds_measuring = measuring.get().map_or(0.0, |start: Instant| start.elapsed().as_secs_f64());
-        let first = Self { core, recall, unknown: None, fingerprint: [0; 32], seconds_measuring };
+        let first = Self {
+            core,
+            recall,
+            unknown: None,
+            state: State::default(),
+            seconds_measuring,
+            augmented: false,
+        };
         let Some(expansion) = options.augment else { return Ok(first) };
         // Each feature by its neighbours among the others, found with the index of the features as they are.
         let mut augmented = features.to_vec();
@@ -229,7 +266,7 @@ impl VectorIndex {
         }
         let (core, recall) =
             build::build(&augmented, dimension, options, &mut |stage, done, all| watch(stage, done, all))?;
-        Ok(Self { core, recall, ..first })
+        Ok(Self { core, recall, augmented: true, ..first })
     }
 
     /// Number of vectors.
@@ -289,6 +326,17 @@ impl VectorIndex {
     /// The packed codes.
     pub fn packed(&self) -> &[u8] {
         self.core.codes.as_ref().map_or(&[], |codes| &codes.packed)
+    }
+
+    /// How features are kept.
+    pub(crate) const fn precision(&self) -> Precision {
+        self.core.precision
+    }
+
+    /// Reads a feature, as it is kept, into `[D]` components.
+    pub(crate) fn read(&self, row: u32, feature: &mut [f32]) {
+        let place = self.core.places().map_or(row, |places| places[row as usize]);
+        self.core.exact().read(place as usize, feature);
     }
 
     /// Admits the rows of which `admitted` holds.
@@ -355,16 +403,13 @@ impl VectorIndex {
         first: Option<u32>,
     ) -> Vec<bool> {
         let found = self.search_once(queries, &SearchOptions { expansion: None, ..*options }, filter);
-        let places = self.core.places();
-        let exact = self.core.exact();
         let mut feature = vec![0.0; self.dimension()];
         let expand = |(number, (query, found)): (usize, (&mut [f32], Vec<Neighbour>))| {
             let known = !found.is_empty();
             let own = first.map(|first| first + number as u32);
             let others = found.into_iter().filter(|neighbour| Some(neighbour.row) != own);
             for neighbour in others.take(expansion.neighbours) {
-                let row = neighbour.row as usize;
-                exact.read(places.map_or(row, |places| places[row] as usize), &mut feature);
+                self.read(neighbour.row, &mut feature);
                 expansion.add(query, &feature, neighbour.similarity);
             }
             normalize(query);

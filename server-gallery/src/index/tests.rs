@@ -3,7 +3,7 @@
 use glimpse_quantizer::Precision;
 
 use super::*;
-use crate::testing::{codebook, random_units, snapshot};
+use crate::testing::{codebook, images, random_units, snapshot};
 
 const GO: fn(Stage, usize, usize) -> bool = |_, _, _| true;
 
@@ -269,7 +269,7 @@ fn an_index_from_its_file_answers_as_it_did() {
         let path = dir.path().join(format!("{number}.glimpse"));
         let index = vectors(&features, dimension, &options);
         index.save(&path).unwrap();
-        let again = VectorIndex::open(&path, None).unwrap();
+        let again = VectorIndex::open(&path).unwrap();
         for search in [SearchOptions::top(5), SearchOptions { rerank: Some(0), ..SearchOptions::top(5) }] {
             let queries = &features[..40 * dimension];
             assert_eq!(again.search(queries, &search, None), index.search(queries, &search, None), "{name}");
@@ -279,10 +279,7 @@ fn an_index_from_its_file_answers_as_it_did() {
             (index.describe(), index.recall(), index.bytes())
         );
     }
-    assert!(matches!(
-        VectorIndex::open(&dir.path().join("none"), None).unwrap_err(),
-        FileError::Missing { .. }
-    ));
+    assert!(matches!(VectorIndex::open(&dir.path().join("none")).unwrap_err(), FileError::Missing { .. }));
 }
 
 /// Checksums tell damage; these files have the right ones and wrong content.
@@ -321,11 +318,12 @@ fn a_file_that_lies_about_itself_is_refused() {
         bytes[16..48].copy_from_slice(blake3::hash(&text).as_bytes());
         bytes[48..48 + length].copy_from_slice(&text);
         std::fs::write(&path, &bytes).unwrap();
-        assert!(VectorIndex::open(&path, None).is_err(), "{name}");
+        assert!(VectorIndex::open(&path).is_err(), "{name}");
     }
     std::fs::write(&path, &whole).unwrap();
-    assert!(VectorIndex::open(&path, Some(&[0; 32])).is_ok());
-    assert!(matches!(VectorIndex::open(&path, Some(&[1; 32])).unwrap_err(), FileError::Stale { .. }));
+    assert!(VectorIndex::open(&path).is_ok());
+    // Vectors alone are no gallery.
+    assert!(matches!(Index::open(&path, None).unwrap_err(), FileError::Stale { .. }));
 }
 
 #[test]
@@ -370,18 +368,19 @@ fn similarities_of_codes_are_calibrated() {
     assert!(bias.abs() < 0.03, "{bias}");
 }
 
+fn labelled(dimension: usize, features: &[f32], label: impl Fn(usize) -> String) -> Snapshot {
+    let mut images = images(features.len() / dimension);
+    images.iter_mut().enumerate().for_each(|(row, image)| image.label = label(row));
+    Snapshot { images: images.iter().collect(), ..snapshot(dimension, features) }
+}
+
 #[test]
 fn photos_of_things_that_are_not_there_get_no_match() {
     let (dimension, things) = (32, 100);
     // Twenty photos of each thing; those of the last twenty things are not in the gallery.
     let all = clustered(things * 20, dimension, 17);
     let known = 80 * 20;
-    let mut gallery = snapshot(dimension, &all[..known * dimension]);
-    gallery
-        .images
-        .iter_mut()
-        .enumerate()
-        .for_each(|(row, image)| image.label = format!("thing {}", row / 20));
+    let gallery = labelled(dimension, &all[..known * dimension], |row| format!("thing {}", row / 20));
     let index = Index::build(gallery, None, &IndexOptions::default(), &mut { GO }).unwrap();
     let unknown = index.vectors().unknown().unwrap();
     let search = SearchOptions { unknown_below: Some(unknown.below), ..SearchOptions::top(3) };
@@ -406,13 +405,11 @@ fn photos_of_things_that_are_not_there_get_no_match() {
 #[test]
 fn a_gallery_of_one_thing_teaches_nothing_about_unknown_ones() {
     let features = clustered(300, 8, 19);
-    let mut gallery = snapshot(8, &features);
-    gallery.images.iter_mut().for_each(|image| image.label = "the thing".to_owned());
+    let gallery = labelled(8, &features, |_| "the thing".to_owned());
     let index = Index::build(gallery, None, &IndexOptions::default(), &mut { GO }).unwrap();
     assert_eq!(index.vectors().unknown(), None);
     // Nor do photos without labels, which may show one thing or many.
-    let mut gallery = snapshot(8, &features);
-    gallery.images.iter_mut().for_each(|image| image.label.clear());
+    let gallery = labelled(8, &features, |_| String::new());
     let index = Index::build(gallery, None, &IndexOptions::default(), &mut { GO }).unwrap();
     assert_eq!(index.vectors().unknown(), None);
 }
