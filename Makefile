@@ -16,7 +16,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-gpu python-packages clean
+.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-gpu python-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -69,6 +69,10 @@ bench-search: $(CACHE)/faiss/.installed ## search speed and recall beside Faiss,
 	$(CARGO) build --release --workspace --bins
 	PYTHON=$(PYTHON) PYTHONPATH=$(CACHE)/faiss server-gallery/bench/run.sh $(TARGET)/release/glimpse-gallery target/reports/search.json $(SEED)
 	$(PYTHON) server-gallery/bench/report.py target/reports/search.json docs
+
+bench-server: ## the server under load from a thousand devices, and 200 kills, into target/reports/server.json (five minutes, and ten the first time)
+	$(CARGO) build --release --workspace --bins
+	$(TARGET)/release/glimpse-load --cache $(CACHE)/bench-server --out target/reports/server.json
 
 # The peer of `bench-search`.
 $(CACHE)/faiss/.installed: server-gallery/bench/requirements.txt

@@ -8,13 +8,17 @@
 //! - [`queries`]: photos asked from the device and on the server, as JSON lines.
 //! - [`fixture`]: a small gallery for tests.
 //! - [`foreign`]: an MQTT client and an ONNX engine that are not ours, in Python.
+//! - [`durability`]: kills at random moments, and damaged files.
+//! - [`load`]: a thousand simulated devices, for `make bench-server`.
 //! - [`demo`]: what `make demo` runs.
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
 
 pub mod demo;
+pub mod durability;
 pub mod fixture;
 pub mod foreign;
+pub mod load;
 pub mod programs;
 pub mod queries;
 pub mod server;

@@ -51,7 +51,11 @@ impl Server {
         Self::spawn(command, log)
     }
 
-    fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+    /// Starts a server with the arguments of `command`, and waits until it answers queries.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Self> {
         let stderr = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut process = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
@@ -95,6 +99,11 @@ impl Server {
         found.with_context(|| format!("the server's line `{}` has no `{key}=`", self.ready))
     }
 
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Whether the process still runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.process.try_wait(), Ok(None))
@@ -105,9 +114,7 @@ impl Server {
     /// # Errors
     /// When it does not end in time.
     pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
-        let status =
-            Command::new("kill").arg(self.process.id().to_string()).status().context("cannot run kill")?;
-        ensure!(status.success(), "kill ended with {status}");
+        self.signal("TERM")?;
         let started = Instant::now();
         while started.elapsed() < STOP_TIMEOUT {
             if let Some(status) = self.process.try_wait()? {
@@ -116,6 +123,17 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         bail!("the server did not stop within {STOP_TIMEOUT:?}{}", self.log_end())
+    }
+
+    /// Sends the process a signal, as `HUP`.
+    ///
+    /// # Errors
+    /// When it cannot be sent.
+    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let mut kill = Command::new("kill");
+        let status = kill.args(["-s", name]).arg(self.process.id().to_string()).status();
+        ensure!(status.context("cannot run kill")?.success(), "kill -s {name} failed");
+        Ok(())
     }
 
     /// The last lines of the log, for an error message.

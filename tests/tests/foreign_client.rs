@@ -182,8 +182,7 @@ fn each_bad_message_gets_its_named_error_and_the_server_stays_up() {
     let short = &embedding[..embedding.len() - 1];
 
     use ErrorCode::{
-        BadTopK, Malformed, NotFinite, TooLarge, UnknownVersion, Unsupported, WrongDimension, WrongSpace,
-        ZeroNorm,
+        BadTopK, Malformed, NotFinite, TooLarge, UnknownVersion, WrongDimension, WrongSpace, ZeroNorm,
     };
     let coded = |codec: Codec, bytes: usize| {
         with(&|q| {
@@ -248,7 +247,8 @@ fn each_bad_message_gets_its_named_error_and_the_server_stays_up() {
         ("no matches wanted", BadTopK, 2, with(&|q| q["top_k"] = json!(0))),
         ("too many matches wanted", BadTopK, 2, with(&|q| q["top_k"] = json!(TOP_K_MAX + 1))),
         ("more matches wanted than 16 bits tell", BadTopK, 2, with(&|q| q["top_k"] = json!(100_000))),
-        ("filter", Unsupported, 2, with(&|q| q["filter"] = json!({"colour": "red"}))),
+        ("a filter without values", Malformed, 2, with(&|q| q["filter"] = json!({"colour": []}))),
+        ("no filter", Malformed, 2, with(&|q| q["filter"] = json!("red"))),
     ];
     let mut requests = Vec::new();
     let mut expected = Vec::new();
