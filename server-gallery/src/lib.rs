@@ -11,6 +11,8 @@
 //! - [`mqtt`]: the client between a broker and the matcher.
 //! - `broker`: the embedded broker, behind the feature `embedded-broker`.
 //! - [`password`]: hashes of passwords.
+//! - [`access`]: the registry of devices, their credentials, TLS, and the audit log.
+//! - `door`: the way in for other machines, before the broker.
 //! - [`config`]: a TOML file, the environment and flags, checked as a whole.
 //! - [`serve`]: the server process, to be run by `main` or by a test.
 //! - [`commands`]: one file for each command of the binary.
@@ -18,11 +20,14 @@
 //! Nothing here writes a reply's format but [`matcher`], nothing knows topics but [`mqtt`] and `broker`, and nothing
 //! prints but [`commands`].
 
+pub mod access;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 mod cache;
 pub mod commands;
 pub mod config;
+#[cfg(feature = "embedded-broker")]
+mod door;
 pub mod gallery;
 pub mod index;
 pub mod ingest;

@@ -7,11 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use glimpse_protocol::SpaceId;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 #[cfg(feature = "embedded-broker")]
+use crate::access::Access;
+use crate::access::file::{FileError, SecretError, read_secret};
+use crate::access::tls::{self, TlsError};
+#[cfg(feature = "embedded-broker")]
 use crate::broker::{Broker, BrokerError};
-use crate::config::{BrokerConfig, ServeConfig};
+use crate::config::{BrokerConfig, ClientSecurity, ClientTls, ServeConfig};
 use crate::gallery::{self, GalleryError};
 use crate::matcher::{Matcher, UnknownPhotos};
 use crate::mqtt::{self, Credentials, MqttConfig, MqttError};
@@ -21,6 +25,8 @@ use crate::mqtt::{self, Credentials, MqttConfig, MqttError};
 pub struct Ready {
     /// Host and port of the broker, with the port that it got.
     pub mqtt: String,
+    /// The same for TLS, where the embedded broker listens for it.
+    pub mqtts: Option<String>,
     /// The space that is served.
     pub space: SpaceId,
     /// Images in the gallery.
@@ -37,13 +43,22 @@ pub enum ServeError {
     #[cfg(feature = "embedded-broker")]
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The registry of devices cannot be used.
+    #[error(transparent)]
+    Access(#[from] FileError),
+    /// The password for an external broker cannot be read.
+    #[error("no password for the broker: {0}")]
+    Secret(#[from] SecretError),
+    /// TLS to an external broker cannot be set up.
+    #[error("no TLS to the broker: {0}")]
+    Tls(#[from] TlsError),
     /// The broker does not let us serve.
     #[error(transparent)]
     Mqtt(#[from] MqttError),
 }
 
 /// Loads the gallery and serves it until `shutdown` completes; then drains and returns. `ready` is called once, when
-/// queries are answered.
+/// queries are answered. Each time that `reload` is notified, the certificate of TLS is read again.
 ///
 /// # Errors
 /// When the gallery cannot be loaded, or the broker cannot start or refuses us.
@@ -51,6 +66,7 @@ pub async fn run(
     config: &ServeConfig,
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()> + Send + 'static,
+    reload: Arc<Notify>,
 ) -> Result<(), ServeError> {
     let mut shutdown = Box::pin(shutdown);
     // A new index takes a while to make: a signal stops that too.
@@ -82,7 +98,7 @@ pub async fn run(
     if index.is_empty() {
         tracing::warn!("the gallery is empty: every reply will be");
     }
-    serve(Arc::new(Matcher::new(index, config.matcher)), config, ready, shutdown).await
+    serve(Arc::new(Matcher::new(index, config.matcher)), config, ready, shutdown, reload).await
 }
 
 /// As [`run`], with a gallery that is loaded already.
@@ -94,25 +110,39 @@ pub async fn serve(
     config: &ServeConfig,
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()> + Send + 'static,
+    reload: Arc<Notify>,
 ) -> Result<(), ServeError> {
     #[cfg(feature = "embedded-broker")]
     let mut embedded = None;
+    let mut mqtts = None;
+    let mut tls = None;
     let (host, port, credentials, persistent) = match &config.broker {
         #[cfg(feature = "embedded-broker")]
-        BrokerConfig::Embedded { listen, clients_max } => {
-            let broker = embedded.insert(Broker::start(*listen, *clients_max).await?);
-            (broker.address().ip().to_string(), broker.address().port(), broker.credentials().clone(), false)
+        BrokerConfig::Embedded { listen, clients_max, security } => {
+            let access = Arc::new(Access::open(&config.access)?);
+            let broker = Broker::start(*listen, *clients_max, security, access).await?;
+            let broker = embedded.insert(Arc::new(broker));
+            mqtts = broker.tls_address().map(|address| address.to_string());
+            let address = broker.own_address();
+            (address.ip().to_string(), address.port(), broker.credentials().clone(), false)
         }
         #[cfg(not(feature = "embedded-broker"))]
         BrokerConfig::Embedded { .. } => unreachable!("RawConfig::validate refuses it without the feature"),
-        BrokerConfig::External { host, port, client_id } => {
-            (host.clone(), *port, Credentials::named(client_id.clone()), true)
+        BrokerConfig::External { host, port, client_id, security } => {
+            tls = security.tls.as_ref().map(tls_to_broker).transpose()?;
+            (host.clone(), *port, login(client_id, security, host)?, true)
         }
     };
+    #[cfg(feature = "embedded-broker")]
+    let reloading = embedded.clone().map(|broker| tokio::spawn(reload_on(reload, broker)));
+    #[cfg(not(feature = "embedded-broker"))]
+    drop(reload);
     let mqtt = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    #[cfg(feature = "embedded-broker")]
+    let mqtt = embedded.as_ref().map_or(mqtt, |broker| broker.address().to_string());
     let say_ready = {
         let index = matcher.index();
-        let now = Ready { mqtt, space: index.meta().space, size: index.len() };
+        let now = Ready { mqtt, mqtts, space: index.meta().space, size: index.len() };
         move || ready(now)
     };
     let (stop, stopped) = watch::channel(false);
@@ -123,8 +153,39 @@ pub async fn serve(
         std::future::pending::<()>().await;
     });
     let queries_waiting_max = config.queries_waiting_max;
-    let config = MqttConfig { host, port, credentials, persistent, queries_waiting_max };
+    let config = MqttConfig { host, port, credentials, tls, persistent, queries_waiting_max };
     let served = mqtt::serve(&config, matcher, say_ready, stopped).await;
     waiting.abort();
+    #[cfg(feature = "embedded-broker")]
+    if let Some(reloading) = reloading {
+        reloading.abort();
+    }
     Ok(served?)
+}
+
+#[cfg(feature = "embedded-broker")]
+async fn reload_on(reload: Arc<Notify>, broker: Arc<Broker>) {
+    loop {
+        reload.notified().await;
+        let broker = broker.clone();
+        if tokio::task::spawn_blocking(move || broker.reload()).await.is_err() {
+            tracing::error!("reading the certificate again failed: see the panic above, and report it");
+        }
+    }
+}
+
+fn login(client_id: &str, security: &ClientSecurity, host: &str) -> Result<Credentials, SecretError> {
+    let credentials = Credentials::named(client_id.to_owned());
+    let Some((username, password_file)) = &security.login else { return Ok(credentials) };
+    let is_local = host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    if security.tls.is_none() && !is_local {
+        tracing::warn!(host, "the broker's password crosses the network in the clear: use mqtts://");
+    }
+    Ok(credentials.with_login(username.clone(), read_secret(password_file)?))
+}
+
+fn tls_to_broker(tls: &ClientTls) -> Result<Arc<tokio_rustls::rustls::ClientConfig>, TlsError> {
+    let identity = tls.identity.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+    tls::client_config(&tls.ca, identity)
 }

@@ -1,6 +1,9 @@
 //! `serve`: the server until a signal ends it.
 
+use std::sync::Arc;
+
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::{ServeArgs, write_line};
 use crate::serve::{self, Ready};
@@ -26,7 +29,16 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
                 std::process::exit(1);
             });
         };
-        serve::run(&config, say_ready, stop).await.map_err(anyhow::Error::from)
+        let reload = Arc::new(Notify::new());
+        let mut hangup = signal(SignalKind::hangup())?;
+        let asked = reload.clone();
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                // Asked again before it was done, once more is enough.
+                asked.notify_one();
+            }
+        });
+        serve::run(&config, say_ready, stop, reload).await.map_err(anyhow::Error::from)
     });
     // Connections of the embedded broker end with the process; nobody waits for them.
     runtime.shutdown_background();
@@ -34,9 +46,10 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 fn say_ready(ready: Ready) {
-    let Ready { mqtt, space, size } = ready;
+    let Ready { mqtt, mqtts, space, size } = ready;
+    let mqtts = mqtts.map_or_else(String::new, |address| format!(" mqtts={address}"));
     // Who started the server may have closed its output; it serves all the same.
-    if let Err(error) = write_line(format_args!("ready mqtt={mqtt} space={space} size={size}")) {
+    if let Err(error) = write_line(format_args!("ready mqtt={mqtt} space={space} size={size}{mqtts}")) {
         tracing::warn!(%error, "could not say that the server is ready");
     }
 }
