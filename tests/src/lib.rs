@@ -7,15 +7,19 @@
 //! - [`server`]: a running `glimpse-gallery serve`.
 //! - [`queries`]: photos asked from the device and on the server, as JSON lines.
 //! - [`fixture`]: a small gallery for tests.
+//! - [`authority`]: certificates for tests.
+//! - [`stranger`]: an MQTT client by hand, for what no well-behaved client does.
 //! - [`foreign`]: an MQTT client and an ONNX engine that are not ours, in Python.
 //! - [`demo`]: what `make demo` runs.
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
 
+pub mod authority;
 pub mod demo;
 pub mod fixture;
 pub mod foreign;
 pub mod programs;
 pub mod queries;
 pub mod server;
+pub mod stranger;
 pub mod workspace;
