@@ -356,9 +356,12 @@ impl Rules {
             }
             Err(refusal) => {
                 let address = peer.map(|peer| peer.address).or(id.remote_addr);
-                tracing::warn!(client, ?address, reason = %refusal, "refused a client");
                 let reason = refusal.to_string();
-                self.access.audit().record(Event::Refused { device: Some(client), address, reason: &reason });
+                let event = Event::Refused { device: Some(client), address, reason: &reason };
+                // Whoever knocks again and again does not fill the log.
+                if self.access.audit().record(event) {
+                    tracing::warn!(client, ?address, reason, "refused a client");
+                }
                 match refusal {
                     Refusal::UnknownDevice
                     | Refusal::WrongPassword
@@ -455,10 +458,9 @@ impl Rules {
     fn connected(&self, id: &Id) {
         let client: &str = &id.client_id;
         let peer = self.peer(id);
-        let Some(address) = peer.map(|peer| peer.address).or(id.remote_addr) else { return };
-        if client == self.own.client_id {
-            return;
-        }
+        // Behind the door an address of its own says nothing; who has no peer there any more has left already.
+        let address = if id.lid == self.door { peer.map(|peer| peer.address) } else { id.remote_addr };
+        let Some(address) = address.filter(|_| client != self.own.client_id) else { return };
         let credential = {
             let grants = self.grants();
             let credential = grants.get(client).and_then(|grant| grant.credential.as_ref());
@@ -469,8 +471,9 @@ impl Rules {
     }
 
     fn topic_refused(&self, client: &str, action: &str, topic: &str) {
-        tracing::warn!(client, action, topic, "refused a foreign topic");
-        self.access.audit().record(Event::TopicRefused { device: client, action, topic });
+        if self.access.audit().record(Event::TopicRefused { device: client, action, topic }) {
+            tracing::warn!(client, action, topic, "refused a foreign topic");
+        }
     }
 
     fn grants(&self) -> MutexGuard<'_, HashMap<String, Grant>> {

@@ -114,7 +114,6 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     #[cfg(feature = "embedded-broker")]
     let mut embedded = None;
-    let mut mqtts = None;
     let mut tls = None;
     let (host, port, credentials, persistent) = match &config.broker {
         #[cfg(feature = "embedded-broker")]
@@ -122,7 +121,6 @@ pub async fn serve(
             let access = Arc::new(Access::open(&config.access)?);
             let broker = Broker::start(*listen, *clients_max, security, access).await?;
             let broker = embedded.insert(Arc::new(broker));
-            mqtts = broker.tls_address().map(|address| address.to_string());
             let address = broker.own_address();
             (address.ip().to_string(), address.port(), broker.credentials().clone(), false)
         }
@@ -140,6 +138,10 @@ pub async fn serve(
     let mqtt = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     #[cfg(feature = "embedded-broker")]
     let mqtt = embedded.as_ref().map_or(mqtt, |broker| broker.address().to_string());
+    #[cfg(feature = "embedded-broker")]
+    let mqtts = embedded.as_ref().and_then(|broker| broker.tls_address()).map(|address| address.to_string());
+    #[cfg(not(feature = "embedded-broker"))]
+    let mqtts = None;
     let say_ready = {
         let index = matcher.index();
         let now = Ready { mqtt, mqtts, space: index.meta().space, size: index.len() };

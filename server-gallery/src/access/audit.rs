@@ -182,11 +182,12 @@ impl Audit {
         &self.path
     }
 
-    /// Writes an event down. Takes some ten microseconds; not brought to the disk each time.
-    pub fn record(&self, event: Event<'_>) {
+    /// Writes an event down, and returns whether it did: of what strangers cause it leaves some out, and so should other
+    /// logs. Takes some ten microseconds; not brought to the disk each time.
+    pub fn record(&self, event: Event<'_>) -> bool {
         let left_out = if event.is_of_strangers() {
             let mut budget = self.strangers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let Some(left_out) = budget.take(Instant::now()) else { return };
+            let Some(left_out) = budget.take(Instant::now()) else { return false };
             left_out
         } else {
             0
@@ -201,6 +202,7 @@ impl Audit {
         if let Err(error) = written {
             tracing::error!(path = %self.path.display(), %error, "the audit log cannot be written");
         }
+        true
     }
 
     fn append(&self, line: &[u8]) -> io::Result<()> {

@@ -233,8 +233,8 @@ pub enum Refusal {
     /// The last will is for a topic that is not the device's.
     #[error("a last will for a foreign topic")]
     ForeignWill,
-    /// Another program of this machine at the listener behind the door.
-    #[error("not through the door")]
+    /// Another program of this machine at the listener behind the door, or a client that left before it was asked.
+    #[error("not through the door, or gone already")]
     NotThroughTheDoor,
 }
 

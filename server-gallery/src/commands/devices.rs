@@ -20,7 +20,7 @@ use crate::password;
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
-  glimpse-gallery devices add door-1 --gallery gallery --generate > door-1.password
+  (umask 077; glimpse-gallery devices add door-1 --gallery gallery --generate > door-1.password)
   glimpse-gallery devices add door-2 --gallery gallery --certificate door-2.pem --group entrance --expires 90d
   glimpse-gallery devices list --gallery gallery
   glimpse-gallery devices revoke door-1 --gallery gallery
@@ -61,7 +61,7 @@ impl Place {
     group = ArgGroup::new("password").multiple(false),
     after_help = "\
 Examples:
-  glimpse-gallery devices add door-1 --gallery gallery --generate > door-1.password
+  (umask 077; glimpse-gallery devices add door-1 --gallery gallery --generate > door-1.password)
   glimpse-gallery devices add door-1 --gallery gallery --password-file door-1.password --replace
   glimpse-gallery devices add door-2 --gallery gallery --certificate door-2.pem --expires 90d
   pass show door-3 | glimpse-gallery devices add door-3 --gallery gallery
