@@ -1,9 +1,9 @@
 //! The MQTT broker inside the server: rmqtt as a library, for one machine, closed to strangers.
 //!
-//! While there is no registry of devices ([`crate::access`]), it listens on loopback addresses only, and a client is who its
-//! client id says. With a registry every client proves itself: MQTT's client id and user name are the device's name, and a
-//! password or a certificate shows that it is. Other machines reach it through the [`crate::door`], by TLS 1.3, and in the
-//! clear only where the configuration says so in as many words.
+//! While there is no registry of devices ([`crate::access`]), it listens on loopback addresses only, and a client is
+//! who its client id says. With a registry every client proves itself: MQTT's client id and user name are the
+//! device's name, and a password or a certificate shows that it is. Other machines reach it through the
+//! [`crate::door`], by TLS 1.3, and in the clear only where the configuration says so in as many words.
 //!
 //! Whoever is in keeps to its own topics. A device `d` may
 //!
@@ -11,12 +11,12 @@
 //! - subscribe to `glimpse/v1/devices/d/reply`, to `.../d/model`, to what is below these two, and to
 //!   `glimpse/v1/gallery/status`.
 //!
-//! Only the server's own client, known by a client id and a password made at random at every start, may do more; it never
-//! comes through the door. Sessions, packet sizes, queues and retained messages are bounded. Nothing is kept on disk: the
-//! broker is as durable as the process, and devices keep their queries until they are answered.
+//! Only the server's own client, known by a client id and a password made at random at every start, may do more; it
+//! never comes through the door. Sessions, packet sizes, queues and retained messages are bounded. Nothing is kept on
+//! disk: the broker is as durable as the process, and devices keep their queries until they are answered.
 //!
-//! Twice a second the registry is looked at: a device that was revoked, removed or given another credential, or whose time is
-//! over, is sent away, its session with it; what it publishes until then is refused.
+//! Twice a second the registry is looked at: a device that was revoked, removed or given another credential, or whose
+//! time is over, is sent away, its session with it; what it publishes until then is refused.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -110,8 +110,8 @@ impl Broker {
         if is_local(listen) || insecure_plaintext { Ok(()) } else { Err(BrokerError::Plaintext(listen)) }
     }
 
-    /// Listens on `listen` and, with TLS, where `security` says (port 0: any free one), for at most `clients_max` clients that
-    /// `access` lets in.
+    /// Listens on `listen` and, with TLS, where `security` says (port 0: any free one), for at most `clients_max`
+    /// clients that `access` lets in.
     ///
     /// # Errors
     /// When it cannot listen there, or must not.
@@ -207,8 +207,8 @@ impl Broker {
         &self.credentials
     }
 
-    /// Reads certificate and key of TLS again, for connections from now on; a fault is told and changes nothing. The registry
-    /// needs no asking: it is looked at twice a second.
+    /// Reads certificate and key of TLS again, for connections from now on; a fault is told and changes nothing. The
+    /// registry needs no asking: it is looked at twice a second.
     pub fn reload(&self) {
         let Some(tls) = &self.tls else { return };
         match tls.reload() {

@@ -4,14 +4,15 @@
 //! stranger ──TCP──► door: places, TLS 1.3, a whole CONNECT in time ──loopback──► broker: who is it, which topics
 //! ```
 //!
-//! rmqtt can speak TLS itself, but always 1.2 too, with a certificate that stays until it ends, and without telling which
-//! certificate a client showed. So TLS ends here, and what is inside goes to a listener of the broker that only this machine
-//! reaches. That costs a copy of each packet through loopback, and brings more than TLS: who does not show a whole CONNECT
-//! packet within seconds never reaches the broker, and connections are bounded in all and for each address.
+//! rmqtt can speak TLS itself, but always 1.2 too, with a certificate that stays until it ends, and without telling
+//! which certificate a client showed. So TLS ends here, and what is inside goes to a listener of the broker that only
+//! this machine reaches. That costs a copy of each packet through loopback, and brings more than TLS: who does not
+//! show a whole CONNECT packet within seconds never reaches the broker, and connections are bounded in all and for
+//! each address.
 //!
-//! The broker knows a connection by the address that the door dials from. While a connection is open, the operating system
-//! gives its address to nobody else, so no other program of this machine can pass as one of ours: the broker asks [`Peers`] who
-//! stands behind an address, and lets nobody in for whom the door does not vouch.
+//! The broker knows a connection by the address that the door dials from. While a connection is open, the operating
+//! system gives its address to nobody else, so no other program of this machine can pass as one of ours: the broker
+//! asks [`Peers`] who stands behind an address, and lets nobody in for whom the door does not vouch.
 
 use std::collections::HashMap;
 use std::io;
@@ -36,8 +37,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest CONNECT packet: names, a password, and a last will, which is a status of some hundred bytes.
 const CONNECT_BYTES_MAX: usize = 16 << 10;
 
-/// Connections that have not yet shown a whole CONNECT packet, in all and of one address. A fleet behind one router comes
-/// back at once after a power cut, and tries again.
+/// Connections that have not yet shown a whole CONNECT packet, in all and of one address. A fleet behind one router
+/// comes back at once after a power cut, and tries again.
 const WAITING_MAX: usize = 512;
 const WAITING_OF_ADDRESS_MAX: usize = 64;
 

@@ -427,7 +427,8 @@ async fn a_restarted_server_takes_up_the_session_that_its_broker_kept() {
     tokio::time::timeout(WAIT, running).await.unwrap().unwrap().unwrap();
 }
 
-/// A broker by hand, by TLS 1.3 alone, that looks at who comes: our client shows its certificate, then user name and password.
+/// A broker by hand, by TLS 1.3 alone, that looks at who comes: our client shows its certificate, then user name and
+/// password.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_external_broker_is_met_by_tls_with_a_login_and_a_certificate() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

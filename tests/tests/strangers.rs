@@ -1,5 +1,5 @@
-//! Strangers: who has no business with the server, and everything that they try. Each is refused, the audit log tells it, and
-//! those who may connect are served all the while.
+//! Strangers: who has no business with the server, and everything that they try. Each is refused, the audit log tells
+//! it, and those who may connect are served all the while.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -445,7 +445,8 @@ fn malformed_and_oversized_packets_cost_their_sender_the_connection_and_nobody_e
             assert!(!rest.starts_with(&[0x20, 3, 0, 0]), "{bytes:?} was let in");
         }
     }
-    // From somebody who is in: a packet that is too large, of no kind, cut short in itself, and a topic that is no text.
+    // From somebody who is in: a packet that is too large, of no kind, cut short in itself, and a topic that is no
+    // text.
     let oversized = [&[0x30, 0x80, 0x80, 0x80, 0x01][..], &vec![0; 100_000]].concat();
     for bytes in [
         &oversized[..],

@@ -1,7 +1,7 @@
 //! How the device proves itself to the server, and the server to it: a password, TLS 1.3, a certificate.
 //!
-//! The user name is the device's own name. Secrets come from files alone, which others must not be able to read, and are
-//! never shown.
+//! The user name is the device's own name. Secrets come from files alone, which others must not be able to read, and
+//! are never shown.
 
 use std::fmt;
 use std::fs::File;
@@ -35,7 +35,11 @@ pub enum CredentialsError {
         source: io::Error,
     },
     /// A secret that others can read.
-    #[error("{} can be read or changed by others on this machine (mode {mode:o}): run `chmod 600 {}`", path.display(), path.display())]
+    #[error(
+        "{} can be read or changed by others on this machine (mode {mode:o}): run `chmod 600 {}`",
+        path.display(),
+        path.display()
+    )]
     Mode {
         /// The file.
         path: PathBuf,
@@ -43,7 +47,10 @@ pub enum CredentialsError {
         mode: u32,
     },
     /// A password file without a password.
-    #[error("{} must hold a password of 1 to {PASSWORD_BYTES_MAX} bytes of text, in its first line and no other", .0.display())]
+    #[error(
+        "{} must hold a password of 1 to {PASSWORD_BYTES_MAX} bytes of text, in its first line and no other",
+        .0.display()
+    )]
     NoPassword(PathBuf),
     /// A file that is no certificate or key.
     #[error("{} cannot be used: {reason}", path.display())]

@@ -1,9 +1,10 @@
 //! The audit log: who was let in and who was not, what was changed, and when; a JSON object a line.
 //!
-//! The server and the commands append to one file, each line under the file's lock. A file that has reached its size becomes
-//! `audit.1.jsonl`, that one `audit.2.jsonl`, and the oldest goes. What strangers can cause is limited to a number of lines a
-//! second, with a count of what was left out, so that nobody washes the log away by knocking; and what strangers write is cut
-//! to a length. No line has a secret. A log that cannot be written is told in the server's log and stops nothing.
+//! The server and the commands append to one file, each line under the file's lock. A file that has reached its size
+//! becomes `audit.1.jsonl`, that one `audit.2.jsonl`, and the oldest goes. What strangers can cause is limited to a
+//! number of lines a second, with a count of what was left out, so that nobody washes the log away by knocking; and
+//! what strangers write is cut to a length. No line has a secret. A log that cannot be written is told in the
+//! server's log and stops nothing.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -182,8 +183,8 @@ impl Audit {
         &self.path
     }
 
-    /// Writes an event down, and returns whether it did: of what strangers cause it leaves some out, and so should other
-    /// logs. Takes some ten microseconds; not brought to the disk each time.
+    /// Writes an event down, and returns whether it did: of what strangers cause it leaves some out, and so should
+    /// other logs. Takes some ten microseconds; not brought to the disk each time.
     pub fn record(&self, event: Event<'_>) -> bool {
         let left_out = if event.is_of_strangers() {
             let mut budget = self.strangers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,8 +1,8 @@
 //! The registry on disk: read with its permissions checked, changed as a whole and under a lock.
 //!
-//! A change writes a temporary file beside the registry, brings it to the disk, and renames it over the old one, so that a
-//! reader and a power cut see either registry whole. Commands that run at once take turns by the lock file; the server only
-//! reads, and needs no lock.
+//! A change writes a temporary file beside the registry, brings it to the disk, and renames it over the old one, so
+//! that a reader and a power cut see either registry whole. Commands that run at once take turns by the lock file;
+//! the server only reads, and needs no lock.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -36,7 +36,11 @@ pub enum FileError {
         source: io::Error,
     },
     /// Others can read or write what only the server and its administrator may.
-    #[error("{} has the mode {mode:o}, so that others on this machine can {can}: run `chmod {right} {}`", path.display(), path.display())]
+    #[error(
+        "{} has the mode {mode:o}, so that others on this machine can {can}: run `chmod {right} {}`",
+        path.display(),
+        path.display()
+    )]
     Mode {
         /// File or folder.
         path: PathBuf,
@@ -62,7 +66,11 @@ pub enum FileError {
     #[error(transparent)]
     Change(#[from] RegistryError),
     /// Somebody else holds the lock.
-    #[error("{} is held by another command for more than {} s: try again when it has ended", .0.display(), LOCK_TIMEOUT.as_secs())]
+    #[error(
+        "{} is held by another command for more than {} s: try again when it has ended",
+        .0.display(),
+        LOCK_TIMEOUT.as_secs()
+    )]
     Locked(PathBuf),
 }
 
@@ -132,7 +140,10 @@ pub enum SecretError {
     #[error(transparent)]
     File(#[from] FileError),
     /// It is empty, too long, or no text.
-    #[error("{} must hold a password of 1 to {PASSWORD_BYTES_MAX} bytes of text, in its first line and no other", .0.display())]
+    #[error(
+        "{} must hold a password of 1 to {PASSWORD_BYTES_MAX} bytes of text, in its first line and no other",
+        .0.display()
+    )]
     NoPassword(PathBuf),
 }
 

@@ -1,8 +1,8 @@
 //! The registry that a running server goes by.
 //!
-//! It is read at the start, where any fault is an error, and again whenever the file changes. A file that has become unreadable
-//! or has gone changes nothing: the server keeps the last good registry, says so once, and lets nobody in whom that one does
-//! not.
+//! It is read at the start, where any fault is an error, and again whenever the file changes. A file that has become
+//! unreadable or has gone changes nothing: the server keeps the last good registry, says so once, and lets nobody in
+//! whom that one does not.
 
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,10 @@
 //! A client's password or certificate against the registry.
 //!
-//! A password costs some 20 ms of a core, so hashing is done on blocking threads, by few at a time, and what is more than can
-//! be done in time is refused. Because a thousand devices may come back at once after a power cut, the last good password of
-//! each device is remembered, as a BLAKE3 hash under a key that exists only in this process: it never leaves memory, and is of
-//! no use without the key. Wrong guesses are slowed down by [`Throttle`]; a remembered password is not a guess, and gets in
-//! also while its address has to wait.
+//! A password costs some 20 ms of a core, so hashing is done on blocking threads, by few at a time, and what is more
+//! than can be done in time is refused. Because a thousand devices may come back at once after a power cut, the last
+//! good password of each device is remembered, as a BLAKE3 hash under a key that exists only in this process: it
+//! never leaves memory, and is of no use without the key. Wrong guesses are slowed down by [`Throttle`]; a remembered
+//! password is not a guess, and gets in also while its address has to wait.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -19,9 +19,9 @@
 //! - [`tls`]: TLS 1.3 for the listener and for our own client.
 //!
 //! **When is a server open?** As long as there is no `devices.toml`, a server serves this machine and asks nobody who
-//! they are. From the first `glimpse-gallery devices add` on every client must prove itself, also after the last device was
-//! removed again: a registry that lists nobody lets nobody in. A registry that cannot be read, or that others can write,
-//! stops the start; one that is damaged while the server runs changes nothing, and says so.
+//! they are. From the first `glimpse-gallery devices add` on every client must prove itself, also after the last
+//! device was removed again: a registry that lists nobody lets nobody in. A registry that cannot be read, or that
+//! others can write, stops the start; one that is damaged while the server runs changes nothing, and says so.
 //!
 //! Nothing here knows MQTT; `broker` and `door` do.
 

@@ -1,8 +1,8 @@
 //! The registry of devices: who they are, what proves it, and until when.
 //!
-//! Pure: text in, text out, and the time is an argument. A device proves itself by a password, kept as an Argon2id hash, or
-//! by a certificate, known by the SHA-256 fingerprint of its DER form; it may have both, and either will do. A revoked
-//! device stays listed, so that its name is not given away by accident and the list tells what happened.
+//! Pure: text in, text out, and the time is an argument. A device proves itself by a password, kept as an Argon2id
+//! hash, or by a certificate, known by the SHA-256 fingerprint of its DER form; it may have both, and either will do.
+//! A revoked device stays listed, so that its name is not given away by accident and the list tells what happened.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -1,8 +1,8 @@
 //! How long somebody who guessed wrong has to wait before the next guess is looked at.
 //!
-//! Failures are counted for each address, and for each device at each address. Not for a device alone: then anybody could
-//! lock a device out by guessing for it. An address may stand for many devices behind one router, so it is allowed more. The
-//! table is bounded, and forgets first what is oldest.
+//! Failures are counted for each address, and for each device at each address. Not for a device alone: then anybody
+//! could lock a device out by guessing for it. An address may stand for many devices behind one router, so it is
+//! allowed more. The table is bounded, and forgets first what is oldest.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -86,7 +86,8 @@ impl Throttle {
         }
     }
 
-    /// Forgets a device's failures at an address; those of the address itself stay, because a guesser may own one device.
+    /// Forgets a device's failures at an address; those of the address itself stay, because a guesser may own one
+    /// device.
     pub fn succeeded(&mut self, address: IpAddr, device: &DeviceId) {
         self.entries.remove(&Key::Device(network(address), device.clone()));
     }

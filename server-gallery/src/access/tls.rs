@@ -1,10 +1,10 @@
 //! TLS 1.3 and nothing older, by rustls: for those who connect to us, and for us where we connect to a broker.
 //!
-//! A client of ours may show a certificate. It is accepted when its fingerprint is in the registry of devices and, where the
-//! configuration names an authority (`tls_client_ca`), when that authority signed it and it is within its dates; without an
-//! authority the registry alone says what is good and until when. Whether the device of that certificate may connect is asked
-//! later, with its MQTT name at hand. Sessions are not resumed, so that every connection shows its certificate anew, and there
-//! is no early data that could be replayed.
+//! A client of ours may show a certificate. It is accepted when its fingerprint is in the registry of devices and,
+//! where the configuration names an authority (`tls_client_ca`), when that authority signed it and it is within its
+//! dates; without an authority the registry alone says what is good and until when. Whether the device of that
+//! certificate may connect is asked later, with its MQTT name at hand. Sessions are not resumed, so that every
+//! connection shows its certificate anew, and there is no early data that could be replayed.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -85,7 +85,8 @@ impl ServerTls {
         Ok(Self { files, access, current: RwLock::new(Arc::new(config)) })
     }
 
-    /// Reads them again: connections from now on see the new certificate, those that are there stay. Returns its fingerprint.
+    /// Reads them again: connections from now on see the new certificate, those that are there stay. Returns its
+    /// fingerprint.
     ///
     /// # Errors
     /// As [`ServerTls::load`]; the old certificate stays in use.
@@ -143,7 +144,8 @@ fn server_config(files: &TlsFiles, access: &Arc<Access>) -> Result<(ServerConfig
     Ok((config, fingerprint))
 }
 
-/// TLS for a connection of ours to a broker that `ca` vouches for, with a certificate of our own where the broker wants one.
+/// TLS for a connection of ours to a broker that `ca` vouches for, with a certificate of our own where the broker
+/// wants one.
 ///
 /// # Errors
 /// When a file cannot be read or used.

@@ -66,8 +66,8 @@ Examples:
   glimpse-gallery devices add door-2 --gallery gallery --certificate door-2.pem --expires 90d
   pass show door-3 | glimpse-gallery devices add door-3 --gallery gallery
 
-Without --generate, --password-file or --certificate, the password is read from standard input: one line. No password is ever
-given on the command line, where every process of the machine can read it."
+Without --generate, --password-file or --certificate, the password is read from standard input: one line. No password is
+ever given on the command line, where every process of the machine can read it."
 )]
 pub struct AddArgs {
     /// The device's name: its MQTT client id and user name

@@ -79,12 +79,12 @@ Examples:
   glimpse-gallery serve --gallery gallery --bundle models/demo --listen 127.0.0.1:0
   glimpse-gallery serve --config gallery.toml --broker broker.lan:1883
 
-  glimpse-gallery serve --config gallery.toml --listen-tls 0.0.0.0:8883 --tls-certificate server.pem --tls-key server.key
+  glimpse-gallery serve --config gallery.toml --listen-tls 0.0.0.0:8883 --tls-certificate c.pem --tls-key c.key
 
-Until there is a device (`glimpse-gallery devices add`) the embedded broker serves this machine only, and asks nobody who they
-are. From then on every client needs its password or certificate, and other machines connect by TLS 1.3. SIGHUP makes the server
-read its certificate again; devices that are added or revoked it sees by itself. For mosquitto as --broker, set `set_tcp_nodelay true` in its configuration:
-without it every reply waits about 40 ms.
+Until there is a device (`glimpse-gallery devices add`) the embedded broker serves this machine only, and asks nobody
+who they are. From then on every client needs its password or certificate, and other machines connect by TLS 1.3. SIGHUP
+makes the server read its certificate again; devices that are added or revoked it sees by itself. For mosquitto as
+--broker, set `set_tcp_nodelay true` in its configuration: without it every reply waits about 40 ms.
 
 When queries are answered, one line is written to standard output:
   ready mqtt=127.0.0.1:1883 space=0123.. size=350
