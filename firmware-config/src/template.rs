@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use glimpse_protocol::device::{CameraSource, Device, ServerAddress};
+use glimpse_protocol::device::{CameraSource, Device, Security, ServerAddress};
 use glimpse_protocol::{Codec, DeviceId};
 
 /// What a new file says.
@@ -28,6 +28,8 @@ pub struct Settings<'a> {
     pub top_k: u16,
     /// How long to wait for a reply.
     pub timeout: Duration,
+    /// How the device proves itself.
+    pub security: &'a Security,
 }
 
 /// The file.
@@ -37,6 +39,7 @@ pub struct Settings<'a> {
 pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
     let CameraSource::Folder(folder) = settings.camera;
     let camera = format!("folder:{}", text(folder)?);
+    let identity = settings.security.identity.as_ref();
     let entries = [
         Entry {
             comment: "Its name, also its MQTT client id: letters, digits, '-', '_' and '.'. Two devices with one name push \
@@ -45,7 +48,7 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             is_set: settings.device.is_some(),
         },
         Entry {
-            comment: "The gallery server's MQTT address, HOST or HOST:PORT.",
+            comment: "The gallery server's MQTT address, HOST or HOST:PORT; mqtts://HOST:PORT for TLS.",
             line: assignment("server", quoted(&settings.server.to_string())),
             is_set: true,
         },
@@ -84,6 +87,33 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             line: assignment("timeout", toml::Value::Float(settings.timeout.as_secs_f64()).to_string()),
             is_set: settings.timeout != Device::TIMEOUT_DEFAULT,
         },
+        Entry {
+            comment: "The device's password at the server, in a file that nobody else can read (mode 600). Its user name is its \
+                      name. `glimpse-gallery devices add NAME --generate` prints such a password.",
+            line: assignment(
+                "password_file",
+                example_or("device.password", settings.security.password_file.as_deref())?,
+            ),
+            is_set: settings.security.password_file.is_some(),
+        },
+        Entry {
+            comment: "The authority that signed the server's certificate (PEM); a server at mqtts:// needs it.",
+            line: assignment("ca", example_or("ca.pem", settings.security.ca.as_deref())?),
+            is_set: settings.security.ca.is_some(),
+        },
+        Entry {
+            comment: "The device's own certificate (PEM), where the server knows it by that.",
+            line: assignment(
+                "certificate",
+                example_or("device.pem", identity.map(|(certificate, _)| certificate.as_path()))?,
+            ),
+            is_set: identity.is_some(),
+        },
+        Entry {
+            comment: "The private key of that certificate (PEM), in a file that nobody else can read (mode 600).",
+            line: assignment("key", example_or("device.key", identity.map(|(_, key)| key.as_path()))?),
+            is_set: identity.is_some(),
+        },
     ];
     let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
                 # runs it. Relative paths are taken from the folder of this file.\n";
@@ -118,6 +148,10 @@ fn assignment(key: &str, value: String) -> String {
     format!("{key} = {value}")
 }
 
+fn example_or(example: &str, path: Option<&Path>) -> anyhow::Result<String> {
+    Ok(quoted(path.map_or(Ok(example), text)?))
+}
+
 fn quoted(value: &str) -> String {
     toml::Value::String(value.to_owned()).to_string()
 }
@@ -131,6 +165,8 @@ mod tests {
     use super::*;
     use glimpse_protocol::device::{KEYS, RawDevice};
 
+    const NO_SECURITY: &Security = &Security { password_file: None, ca: None, identity: None };
+
     fn check(settings: &Settings<'_>) -> (String, Device) {
         let text = device_toml(settings).unwrap();
         let (raw, problems) = RawDevice::parse(&text, Path::new(""));
@@ -141,7 +177,19 @@ mod tests {
     fn settings<'a>(server: &'a ServerAddress, camera: &'a CameraSource, bundle: &'a Path) -> Settings<'a> {
         let (codec, top_k) = (Device::CODEC_DEFAULT, Device::TOP_K_DEFAULT);
         let timeout = Device::TIMEOUT_DEFAULT;
-        Settings { device: None, server, camera, bundle, model: None, codebook: None, codec, top_k, timeout }
+        let security = NO_SECURITY;
+        Settings {
+            device: None,
+            server,
+            camera,
+            bundle,
+            model: None,
+            codebook: None,
+            codec,
+            top_k,
+            timeout,
+            security,
+        }
     }
 
     #[test]
@@ -164,7 +212,12 @@ mod tests {
     #[test]
     fn values_come_back_whatever_characters_they_have() {
         let strange = "a \"b\" \\ c'd\u{e9}\n#";
-        let (server, camera) = ("[fe80::1]:7".parse().unwrap(), CameraSource::Folder(strange.into()));
+        let (server, camera) = ("mqtts://[fe80::1]:7".parse().unwrap(), CameraSource::Folder(strange.into()));
+        let security = Security {
+            password_file: Some(strange.into()),
+            ca: Some("ca \" 1.pem".into()),
+            identity: Some((strange.into(), "k".into())),
+        };
         let name = DeviceId::new("door-1").unwrap();
         let settings = Settings {
             device: Some(&name),
@@ -173,6 +226,7 @@ mod tests {
             codec: Codec::Pq,
             top_k: 3,
             timeout: Duration::from_millis(2500),
+            security: &security,
             ..settings(&server, &camera, Path::new(strange))
         };
         let (_, device) = check(&settings);
@@ -184,5 +238,6 @@ mod tests {
         assert_eq!(device.model.as_deref(), Some(Path::new("q \" 1.onnx")));
         assert_eq!(device.codebook.as_deref(), Some(Path::new(strange)));
         assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
+        assert_eq!(device.security, security);
     }
 }

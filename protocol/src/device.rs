@@ -21,11 +21,30 @@ use toml::de::{DeTable, DeValue};
 use crate::{Codec, DeviceId, TOP_K_MAX};
 
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 9] =
-    ["device", "server", "camera", "bundle", "model", "codebook", "codec", "top_k", "timeout"];
+pub const KEYS: [&str; 13] = [
+    "device",
+    "server",
+    "camera",
+    "bundle",
+    "model",
+    "codebook",
+    "codec",
+    "top_k",
+    "timeout",
+    "password_file",
+    "ca",
+    "certificate",
+    "key",
+];
 
 /// The port of MQTT without TLS, where an address names none.
 pub const PORT_DEFAULT: u16 = 1883;
+
+/// The port of MQTT by TLS, where an address names none.
+pub const PORT_TLS_DEFAULT: u16 = 8883;
+
+/// What the address of a server that is met by TLS begins with.
+const TLS_SCHEME: &str = "mqtts://";
 
 /// The largest `timeout`.
 pub const TIMEOUT_MAX: Duration = Duration::from_hours(1);
@@ -64,11 +83,12 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Host and port of the server's MQTT.
+/// Host and port of the server's MQTT, and whether it is met by TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerAddress {
     host: String,
     port: u16,
+    is_tls: bool,
 }
 
 impl ServerAddress {
@@ -81,10 +101,16 @@ impl ServerAddress {
     pub const fn port(&self) -> u16 {
         self.port
     }
+
+    /// Whether it is met by TLS (`mqtts://`).
+    pub const fn is_tls(&self) -> bool {
+        self.is_tls
+    }
 }
 
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_tls { TLS_SCHEME } else { "" })?;
         if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
         } else {
@@ -97,7 +123,9 @@ impl fmt::Display for ServerAddress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ValueError {
     /// An address is `HOST` or `HOST:PORT`.
-    #[error("expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883")]
+    #[error(
+        "expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, or mqtts://HOST:PORT for TLS"
+    )]
     Server,
     /// This version has one kind of camera.
     #[error("expected folder:DIR, a folder whose photos are taken in the order of their names")]
@@ -114,6 +142,7 @@ impl FromStr for ServerAddress {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (is_tls, text) = text.strip_prefix(TLS_SCHEME).map_or((false, text), |rest| (true, rest));
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (host, port) = rest.split_once(']').ok_or(ValueError::Server)?;
             host.parse::<core::net::Ipv6Addr>().map_err(|_| ValueError::Server)?;
@@ -124,11 +153,16 @@ impl FromStr for ServerAddress {
         } else {
             text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
         };
-        let port = port.map_or(Ok(PORT_DEFAULT), str::parse).map_err(|_| ValueError::Server)?;
+        let default = if is_tls { PORT_TLS_DEFAULT } else { PORT_DEFAULT };
+        let port = port.map_or(Ok(default), str::parse).map_err(|_| ValueError::Server)?;
         let is_host = !host.is_empty()
             && host.len() <= 253
             && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte));
-        if is_host && port > 0 { Ok(Self { host: host.to_owned(), port }) } else { Err(ValueError::Server) }
+        if is_host && port > 0 {
+            Ok(Self { host: host.to_owned(), port, is_tls })
+        } else {
+            Err(ValueError::Server)
+        }
     }
 }
 
@@ -216,8 +250,27 @@ pub struct RawDevice {
     pub top_k: Option<u16>,
     /// `timeout`.
     pub timeout: Option<Duration>,
+    /// `password_file`: the device's password at the server.
+    pub password_file: Option<PathBuf>,
+    /// `ca`: who vouches for the server.
+    pub ca: Option<PathBuf>,
+    /// `certificate`: the device's own.
+    pub certificate: Option<PathBuf>,
+    /// `key`: the private key of `certificate`.
+    pub key: Option<PathBuf>,
     /// The line of each key that came from a file.
     lines: BTreeMap<&'static str, usize>,
+}
+
+/// How a device proves itself to its server, and the server to it; all of it in files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Security {
+    /// The device's password; its user name is the device's name.
+    pub password_file: Option<PathBuf>,
+    /// Who vouches for the server; present where the server is met by TLS.
+    pub ca: Option<PathBuf>,
+    /// The device's certificate and its private key.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// A device whose description holds together.
@@ -242,6 +295,8 @@ pub struct Device {
     pub top_k: u16,
     /// How long a query waits for its reply, repeats included.
     pub timeout: Duration,
+    /// How it proves itself.
+    pub security: Security,
 }
 
 impl Device {
@@ -303,6 +358,10 @@ impl RawDevice {
                 self.top_k =
                     Some(integer(value).map_or(Err(ValueError::TopK), top_k).map_err(|e| wrong(&e))?);
             }
+            "password_file" => self.password_file = Some(path()?),
+            "ca" => self.ca = Some(path()?),
+            "certificate" => self.certificate = Some(path()?),
+            "key" => self.key = Some(path()?),
             _ => {
                 self.timeout =
                     Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?);
@@ -329,6 +388,10 @@ impl RawDevice {
             codec: self.codec.or(below.codec),
             top_k: self.top_k.or(below.top_k),
             timeout: self.timeout.or(below.timeout),
+            password_file: self.password_file.or(below.password_file),
+            ca: self.ca.or(below.ca),
+            certificate: self.certificate.or(below.certificate),
+            key: self.key.or(below.key),
             lines: below.lines,
         }
     }
@@ -361,6 +424,14 @@ impl RawDevice {
                         .to_owned(),
             });
         }
+        let security = match self.server.as_ref().map(|server| self.security(server)) {
+            Some(Ok(security)) => security,
+            Some(Err(problem)) => {
+                problems.push(problem);
+                Security::default()
+            }
+            None => Security::default(),
+        };
         match (self.server, self.camera) {
             (Some(server), Some(camera)) if problems.is_empty() => Ok(Device {
                 name: self.device,
@@ -372,8 +443,42 @@ impl RawDevice {
                 codec: self.codec.unwrap_or(Device::CODEC_DEFAULT),
                 top_k: self.top_k.unwrap_or(Device::TOP_K_DEFAULT),
                 timeout: self.timeout.unwrap_or(Device::TIMEOUT_DEFAULT),
+                security,
             }),
             _ => Err(Problems(problems)),
+        }
+    }
+
+    /// How the device proves itself to `server`.
+    ///
+    /// # Errors
+    /// What is missing, or has no use without something else.
+    pub fn security(&self, server: &ServerAddress) -> Result<Security, Problem> {
+        let problem = |key: &str, message: &str| {
+            Err(Problem { line: self.line(key), message: format!("{key}: {message}") })
+        };
+        let identity = match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            (Some(_), None) => {
+                return problem("certificate", "needs its private key: write key = \"FILE\"");
+            }
+            (None, Some(_)) => {
+                return problem("key", "needs its certificate: write certificate = \"FILE\"");
+            }
+        };
+        match (server.is_tls(), &self.ca) {
+            (true, None) => problem(
+                "server",
+                "mqtts:// needs the authority that signed the server's certificate: write ca = \"FILE\"",
+            ),
+            (false, Some(_)) => {
+                problem("ca", "is for TLS: write server = \"mqtts://HOST:PORT\", or leave it out")
+            }
+            (false, None) if identity.is_some() => {
+                problem("certificate", "is for TLS: write server = \"mqtts://HOST:PORT\" and ca = \"FILE\"")
+            }
+            _ => Ok(Security { password_file: self.password_file.clone(), ca: self.ca.clone(), identity }),
         }
     }
 }
@@ -412,14 +517,15 @@ mod tests {
         assert_eq!(problems, expected);
     }
 
-    const WHOLE: &str = "device = 'door-1'\nserver = 'gallery.local'\ncamera = 'folder:photos'\nbundle = '/opt/b'\n\
-                         model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n";
+    const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\nbundle = '/opt/b'\n\
+                         model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n\
+                         password_file = '/run/secret'\nca = 'ca.pem'\ncertificate = 'door-1.pem'\nkey = 'door-1.key'\n";
 
     #[test]
     fn reads_every_key() {
         let device = read(WHOLE).unwrap();
         assert_eq!(device.name.unwrap().as_str(), "door-1");
-        assert_eq!(device.server.to_string(), "gallery.local:1883");
+        assert_eq!(device.server.to_string(), "mqtts://gallery.local:8883");
         assert_eq!(device.camera.to_string(), "folder:/etc/glimpse/photos");
         assert_eq!(device.bundle, Some("/opt/b".into()));
         assert_eq!(device.model, Some("/etc/glimpse/m.onnx".into()));
@@ -428,6 +534,10 @@ mod tests {
             (device.codec, device.top_k, device.timeout),
             (Codec::Pq, 20, Duration::from_millis(2500))
         );
+        let file = |name: &str| Path::new("/etc/glimpse").join(name);
+        assert_eq!(device.security.password_file, Some("/run/secret".into()));
+        assert_eq!(device.security.ca, Some(file("ca.pem")));
+        assert_eq!(device.security.identity, Some((file("door-1.pem"), file("door-1.key"))));
         let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(keys, KEYS);
     }
@@ -447,9 +557,10 @@ mod tests {
             &[
                 "line 1: device: a device name has only letters, digits, '-', '_' and '.'",
                 "line 2: top-k: unknown key: write top_k",
-                "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883",
+                "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, \
+                 or mqtts://HOST:PORT for TLS",
                 "line 5: thing: unknown key: the keys are device, server, camera, bundle, model, codebook, codec, \
-                 top_k, timeout",
+                 top_k, timeout, password_file, ca, certificate, key",
                 "line 6: camera: expected folder:DIR, a folder whose photos are taken in the order of their names",
                 "line 7: top_k: expected a whole number from 1 to 100",
                 "line 8: codec: expected text in quotation marks",
@@ -465,6 +576,38 @@ mod tests {
                 "bundle: missing: write bundle = \"DIR\", or model = \"FILE\"",
             ],
         );
+    }
+
+    #[test]
+    fn tls_needs_an_authority_and_a_certificate_its_key() {
+        let tls = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'mqtts://a'\n";
+        let plain = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
+        for (head, more, expected) in [
+            (
+                tls,
+                "",
+                "line 3: server: mqtts:// needs the authority that signed the server's certificate: write ca = \"FILE\"",
+            ),
+            (
+                tls,
+                "ca = 'c'\ncertificate = 'c'",
+                "line 5: certificate: needs its private key: write key = \"FILE\"",
+            ),
+            (tls, "ca = 'c'\nkey = 'k'", "line 5: key: needs its certificate: write certificate = \"FILE\""),
+            (
+                plain,
+                "ca = 'c'",
+                "line 4: ca: is for TLS: write server = \"mqtts://HOST:PORT\", or leave it out",
+            ),
+            (
+                plain,
+                "certificate = 'c'\nkey = 'k'",
+                "line 4: certificate: is for TLS: write server = \"mqtts://HOST:PORT\" and ca = \"FILE\"",
+            ),
+        ] {
+            check_problems(&format!("{head}{more}"), &[expected]);
+        }
+        read(&format!("{plain}password_file = 'p'")).unwrap();
     }
 
     #[test]
@@ -509,6 +652,9 @@ mod tests {
             ("[::1]1", None),
             ("[a]:1", None),
             ("mqtt://a:1", None),
+            ("mqtts://a:1", Some("mqtts://a:1")),
+            ("mqtts://[::1]", Some("mqtts://[::1]:8883")),
+            ("mqtts://", None),
         ] {
             let address = text.parse::<ServerAddress>().ok().map(|address| address.to_string());
             assert_eq!(address.as_deref(), expected, "{text}");

@@ -10,6 +10,17 @@
 //! # broker = "broker.lan:1883"   # an external one
 //! # client_id = "gallery-1"      # our name there; fixed, and another for each server
 //! clients_max = 1000             # of the embedded broker
+//! # access = "gallery/access"    # registry of devices and audit log
+//! # listen_tls = "0.0.0.0:8883"  # other machines, by TLS 1.3 and with credentials
+//! # tls_certificate = "server.pem"
+//! # tls_key = "server.key"
+//! # tls_client_ca = "ca.pem"     # who signs the certificates of devices
+//! # insecure_plaintext = false   # other machines without TLS
+//! # broker_username = "gallery"  # at an external broker
+//! # broker_password_file = "broker.password"
+//! # broker_ca = "ca.pem"         # for broker = "mqtts://HOST:PORT"
+//! # broker_certificate = "client.pem"
+//! # broker_key = "client.key"
 //! queries_waiting_max = 256      # more are answered `busy`
 //! latency_budget_ms = 20         # queries that are searched together take no longer
 //! device_rate_max = 100.0        # queries a second and device, on average; more are answered `busy`
@@ -20,10 +31,13 @@
 //! # unknown = "learned"          # photos of nothing in the gallery get no match; or a similarity, as 0.4
 //! ```
 
+mod security;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use security::{ClientSecurity, ClientTls, ListenSecurity, RawSecurity};
 use toml::{Table, Value};
 
 use crate::matcher::{MatcherConfig, UnknownPhotos};
@@ -31,6 +45,9 @@ use crate::mqtt::Pacing;
 
 /// Port of MQTT without TLS.
 const PORT: u16 = 1883;
+
+/// What an external broker's address begins with where it is met by TLS.
+const TLS_SCHEME: &str = "mqtts://";
 
 /// What can be set, as it was given: nothing is checked yet.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -63,6 +80,8 @@ pub struct RawConfig {
     pub expand: Option<i64>,
     /// `matched`, `learned`, or a similarity.
     pub unknown: Option<String>,
+    /// Who may connect, and how we prove ourselves.
+    pub security: RawSecurity,
 }
 
 /// A configuration that can be served.
@@ -72,6 +91,8 @@ pub struct ServeConfig {
     pub gallery: PathBuf,
     /// Folder of the space bundle.
     pub bundle: PathBuf,
+    /// Folder of the registry of devices and the audit log.
+    pub access: PathBuf,
     /// Which broker.
     pub broker: BrokerConfig,
     /// Queries that wait for the matcher; more are answered `busy`.
@@ -87,10 +108,12 @@ pub struct ServeConfig {
 pub enum BrokerConfig {
     /// Ours, in this process.
     Embedded {
-        /// A loopback address; port 0 is any free one.
+        /// A loopback address, unless the configuration insists; port 0 is any free one.
         listen: SocketAddr,
         /// Clients at a time.
         clients_max: u16,
+        /// How it listens to other machines.
+        security: ListenSecurity,
     },
     /// One that runs elsewhere.
     External {
@@ -100,6 +123,8 @@ pub enum BrokerConfig {
         port: u16,
         /// Our client id there.
         client_id: String,
+        /// How we prove ourselves there.
+        security: ClientSecurity,
     },
 }
 
@@ -145,6 +170,7 @@ impl RawConfig {
             recall: self.recall.or(file.fraction("recall")),
             expand: self.expand.or(file.number("expand")),
             unknown: self.unknown.or(file.text_or_number("unknown")),
+            security: self.security.or_file(&mut file, base),
         };
         let unknown = file.table.keys().map(|key| format!("unknown field `{key}`"));
         problems.extend(
@@ -196,10 +222,16 @@ impl RawConfig {
             problems.push(problem);
             UnknownPhotos::Matched
         });
+        let access = self.security.access(&gallery);
         let broker = match (self.listen, self.broker) {
             (Some(_), Some(_)) => Err("listen and broker exclude each other: the first is for the embedded broker, the second names an external one".to_owned()),
-            (listen, None) => embedded(listen.as_deref(), clients_max),
-            (None, Some(broker)) => external(&broker, self.client_id, &gallery),
+            (listen, None) => {
+                embedded(listen.as_deref(), clients_max, self.security.of_listener(&mut problems))
+            }
+            (None, Some(broker)) => {
+                let security = self.security.of_client(broker.starts_with(TLS_SCHEME), &mut problems);
+                external(&broker, self.client_id, &gallery, security)
+            }
         };
         match broker {
             Ok(broker) if problems.is_empty() => {
@@ -208,7 +240,7 @@ impl RawConfig {
                     MatcherConfig { exact, rerank, recall, unknown, expand, ..MatcherConfig::default() };
                 let latency_budget = Duration::from_millis(latency_budget.into());
                 let pacing = Pacing { latency_budget, device_rate_max };
-                Ok(ServeConfig { gallery, bundle, broker, queries_waiting_max, pacing, matcher })
+                Ok(ServeConfig { gallery, bundle, access, broker, queries_waiting_max, pacing, matcher })
             }
             Ok(_) => Err(Problems(problems)),
             Err(problem) => {
@@ -233,12 +265,16 @@ pub fn unknown_photos(text: &str) -> Result<UnknownPhotos, String> {
 }
 
 #[cfg(not(feature = "embedded-broker"))]
-fn embedded(_: Option<&str>, _: u16) -> Result<BrokerConfig, String> {
+fn embedded(_: Option<&str>, _: u16, _: ListenSecurity) -> Result<BrokerConfig, String> {
     Err("this program was built without its broker: name an external one with --broker HOST:PORT".to_owned())
 }
 
 #[cfg(feature = "embedded-broker")]
-fn embedded(listen: Option<&str>, clients_max: u16) -> Result<BrokerConfig, String> {
+fn embedded(
+    listen: Option<&str>,
+    clients_max: u16,
+    security: ListenSecurity,
+) -> Result<BrokerConfig, String> {
     let listen = match listen {
         None => SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, PORT)),
         Some(text) => {
@@ -249,13 +285,20 @@ fn embedded(listen: Option<&str>, clients_max: u16) -> Result<BrokerConfig, Stri
             })?
         }
     };
-    crate::broker::Broker::check_address(listen).map_err(|error| error.to_string())?;
-    Ok(BrokerConfig::Embedded { listen, clients_max })
+    crate::broker::Broker::check_address(listen, security.insecure_plaintext)
+        .map_err(|error| error.to_string())?;
+    Ok(BrokerConfig::Embedded { listen, clients_max, security })
 }
 
-fn external(broker: &str, client_id: Option<String>, gallery: &Path) -> Result<BrokerConfig, String> {
+fn external(
+    broker: &str,
+    client_id: Option<String>,
+    gallery: &Path,
+    security: ClientSecurity,
+) -> Result<BrokerConfig, String> {
     let problem = || format!("broker is {broker}, and must be HOST:PORT, as broker.lan:{PORT}");
-    let address = broker.strip_prefix("mqtt://").unwrap_or(broker).trim_end_matches('/');
+    let address = broker.strip_prefix("mqtt://").or_else(|| broker.strip_prefix(TLS_SCHEME));
+    let address = address.unwrap_or(broker).trim_end_matches('/');
     let (host, port) = address.rsplit_once(':').ok_or_else(problem)?;
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(problem)?;
@@ -266,7 +309,7 @@ fn external(broker: &str, client_id: Option<String>, gallery: &Path) -> Result<B
     if client_id.is_empty() || client_id.len() > 64 || client_id.chars().any(char::is_control) {
         return Err("client_id must have 1 to 64 characters".to_owned());
     }
-    Ok(BrokerConfig::External { host, port, client_id })
+    Ok(BrokerConfig::External { host, port, client_id, security })
 }
 
 /// Fixed, so that a restarted server takes up its session; and another on every machine and for every gallery, because a
@@ -348,7 +391,11 @@ mod tests {
         #[cfg(feature = "embedded-broker")]
         assert_eq!(
             config.broker,
-            BrokerConfig::Embedded { listen: "127.0.0.1:1883".parse().unwrap(), clients_max: 1000 }
+            BrokerConfig::Embedded {
+                listen: "127.0.0.1:1883".parse().unwrap(),
+                clients_max: 1000,
+                security: ListenSecurity::default()
+            }
         );
     }
 
@@ -387,7 +434,12 @@ mod tests {
         .unwrap();
         assert_eq!(
             config.broker,
-            BrokerConfig::External { host: "a".to_owned(), port: 1, client_id: "me".to_owned() }
+            BrokerConfig::External {
+                host: "a".to_owned(),
+                port: 1,
+                client_id: "me".to_owned(),
+                security: ClientSecurity::default()
+            }
         );
         assert_eq!((config.matcher.rerank, config.gallery.to_str()), (Some(7), Some("/g")));
         #[cfg(feature = "embedded-broker")]
@@ -431,7 +483,7 @@ mod tests {
                 .map(|config| config.broker)
         };
         for (text, host, port) in [("mqtt://a.lan:1883/", "a.lan", 1883), ("[::1]:2", "::1", 2)] {
-            let BrokerConfig::External { host: got, port: at, client_id } = broker(text).unwrap() else {
+            let BrokerConfig::External { host: got, port: at, client_id, .. } = broker(text).unwrap() else {
                 panic!("{text}")
             };
             assert_eq!((got.as_str(), at), (host, port));
@@ -450,10 +502,7 @@ mod tests {
                 .validate(Vec::new())
                 .unwrap_err()
                 .to_string();
-            assert!(
-                error.contains("credentials are not configured") && error.contains("--broker"),
-                "{error}"
-            );
+            assert!(error.contains("without TLS") && error.contains("--listen-tls"), "{error}");
         }
         assert!(RawConfig { listen: Some("nowhere".to_owned()), ..flags() }.validate(Vec::new()).is_err());
         assert!(RawConfig { listen: Some("localhost:7".to_owned()), ..flags() }.validate(Vec::new()).is_ok());

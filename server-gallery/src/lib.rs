@@ -17,6 +17,8 @@
 //! - [`mqtt`]: the client between a broker and the matcher.
 //! - `broker`: the embedded broker, behind the feature `embedded-broker`.
 //! - [`password`]: hashes of passwords.
+//! - [`access`]: the registry of devices, their credentials, TLS, and the audit log.
+//! - `door`: the way in for other machines, before the broker.
 //! - [`config`]: a TOML file, the environment and flags, checked as a whole.
 //! - [`serve`]: the server process, to be run by `main` or by a test.
 //! - [`commands`]: one file for each command of the binary.
@@ -24,6 +26,7 @@
 //! Nothing here writes a reply's format but [`matcher`], nothing knows topics but [`mqtt`] and `broker`, and nothing
 //! prints but [`commands`].
 
+pub mod access;
 pub mod backup;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
@@ -31,6 +34,8 @@ mod cache;
 pub mod catalogue;
 pub mod commands;
 pub mod config;
+#[cfg(feature = "embedded-broker")]
+mod door;
 pub mod filter;
 pub mod gallery;
 pub mod index;

@@ -25,8 +25,10 @@ use rand::TryRngCore;
 use rumqttc::{
     AckMode, AsyncClient, Broker, ClientError, Event, EventLoop, LastWill, LastWillProperties, MqttOptions,
     NetworkOptions, Packet, Publish, PublishOptions, PublishProperties, QoS, SubscribeReasonCode,
+    TlsConfiguration, Transport,
 };
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::limits::RateLimits;
 use crate::matcher::{Encoding, Matcher, Outcome, Request, Response};
@@ -67,6 +69,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub struct Credentials {
     /// Client id.
     pub client_id: String,
+    /// User name, sent with a password.
+    pub username: String,
     /// Password; empty: none is sent.
     pub password: String,
 }
@@ -85,12 +89,19 @@ impl Credentials {
     pub fn random() -> Result<Self, rand::rand_core::OsError> {
         let mut random = rand::rngs::OsRng;
         let mut hex = || Ok(format!("{:016x}{:016x}", random.try_next_u64()?, random.try_next_u64()?));
-        Ok(Self { client_id: format!("gallery-{}", hex()?), password: hex()? })
+        let (client_id, password) = (format!("gallery-{}", hex()?), hex()?);
+        Ok(Self { username: client_id.clone(), client_id, password })
     }
 
     /// A name without a password, for an external broker.
     pub const fn named(client_id: String) -> Self {
-        Self { client_id, password: String::new() }
+        Self { client_id, username: String::new(), password: String::new() }
+    }
+
+    /// The same with a user name and a password.
+    #[must_use]
+    pub fn with_login(self, username: String, password: String) -> Self {
+        Self { username, password, ..self }
     }
 }
 
@@ -103,6 +114,8 @@ pub struct MqttConfig {
     pub port: u16,
     /// Who we are.
     pub credentials: Credentials,
+    /// TLS, with who vouches for the broker, and our certificate if we have one.
+    pub tls: Option<Arc<ClientConfig>>,
     /// Keep subscription and unanswered queries in the broker while the server is away.
     pub persistent: bool,
     /// Queries that wait for the matcher; more are answered `busy`.
@@ -509,7 +522,10 @@ fn connect(config: &MqttConfig, matcher: &Matcher) -> (AsyncClient, EventLoop) {
         options.set_session_store(NothingInFlight { expiry_s: SESSION_EXPIRY_S });
     }
     if !config.credentials.password.is_empty() {
-        options.set_credentials("gallery", config.credentials.password.clone());
+        options.set_credentials(config.credentials.username.clone(), config.credentials.password.clone());
+    }
+    if let Some(tls) = &config.tls {
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls.clone())));
     }
     AsyncClient::builder(options).capacity(usize::from(config.queries_waiting_max).max(16)).build()
 }

@@ -10,8 +10,12 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 #[cfg(feature = "embedded-broker")]
+use crate::access::Access;
+use crate::access::file::{FileError, SecretError, read_secret};
+use crate::access::tls::{self, TlsError};
+#[cfg(feature = "embedded-broker")]
 use crate::broker::{Broker, BrokerError};
-use crate::config::{BrokerConfig, ServeConfig};
+use crate::config::{BrokerConfig, ClientSecurity, ClientTls, ServeConfig};
 use crate::gallery::GalleryError;
 use crate::live::Follower;
 use crate::matcher::{Matcher, UnknownPhotos};
@@ -22,6 +26,8 @@ use crate::mqtt::{self, Credentials, MqttConfig, MqttError, Pacing};
 pub struct Ready {
     /// Host and port of the broker, with the port that it got.
     pub mqtt: String,
+    /// The same for TLS, where the embedded broker listens for it.
+    pub mqtts: Option<String>,
     /// The space that is served.
     pub space: SpaceId,
     /// Images in the gallery.
@@ -38,13 +44,23 @@ pub enum ServeError {
     #[cfg(feature = "embedded-broker")]
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The registry of devices cannot be used.
+    #[error(transparent)]
+    Access(#[from] FileError),
+    /// The password for an external broker cannot be read.
+    #[error("no password for the broker: {0}")]
+    Secret(#[from] SecretError),
+    /// TLS to an external broker cannot be set up.
+    #[error("no TLS to the broker: {0}")]
+    Tls(#[from] TlsError),
     /// The broker does not let us serve.
     #[error(transparent)]
     Mqtt(#[from] MqttError),
 }
 
 /// Loads the gallery and serves it until `shutdown` completes; then drains and returns. `ready` is called once, when
-/// queries are answered. Of a configuration that is sent to `reloads`, what can change while queries are answered does.
+/// queries are answered. Of a configuration that is sent to `reloads`, what can change while queries are answered does, and the
+/// certificate of TLS is read again.
 ///
 /// # Errors
 /// When the gallery cannot be loaded, or the broker cannot start or refuses us.
@@ -106,22 +122,33 @@ pub async fn serve(
     let config = reloads.borrow().clone();
     #[cfg(feature = "embedded-broker")]
     let mut embedded = None;
+    let mut tls = None;
     let (host, port, credentials, persistent) = match &config.broker {
         #[cfg(feature = "embedded-broker")]
-        BrokerConfig::Embedded { listen, clients_max } => {
-            let broker = embedded.insert(Broker::start(*listen, *clients_max).await?);
-            (broker.address().ip().to_string(), broker.address().port(), broker.credentials().clone(), false)
+        BrokerConfig::Embedded { listen, clients_max, security } => {
+            let access = Arc::new(Access::open(&config.access)?);
+            let broker = Broker::start(*listen, *clients_max, security, access).await?;
+            let broker = embedded.insert(Arc::new(broker));
+            let address = broker.own_address();
+            (address.ip().to_string(), address.port(), broker.credentials().clone(), false)
         }
         #[cfg(not(feature = "embedded-broker"))]
         BrokerConfig::Embedded { .. } => unreachable!("RawConfig::validate refuses it without the feature"),
-        BrokerConfig::External { host, port, client_id } => {
-            (host.clone(), *port, Credentials::named(client_id.clone()), true)
+        BrokerConfig::External { host, port, client_id, security } => {
+            tls = security.tls.as_ref().map(tls_to_broker).transpose()?;
+            (host.clone(), *port, login(client_id, security, host)?, true)
         }
     };
     let mqtt = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    #[cfg(feature = "embedded-broker")]
+    let mqtt = embedded.as_ref().map_or(mqtt, |broker| broker.address().to_string());
+    #[cfg(feature = "embedded-broker")]
+    let mqtts = embedded.as_ref().and_then(|broker| broker.tls_address()).map(|address| address.to_string());
+    #[cfg(not(feature = "embedded-broker"))]
+    let mqtts = None;
     let say_ready = {
         let view = matcher.live().view();
-        let now = Ready { mqtt, space: view.meta().space, size: view.len() };
+        let now = Ready { mqtt, mqtts, space: view.meta().space, size: view.len() };
         move || ready(now)
     };
     let (stop, stopped) = watch::channel(false);
@@ -132,9 +159,17 @@ pub async fn serve(
         std::future::pending::<()>().await;
     });
     let (pace, pacing) = watch::channel(config.pacing);
-    let reloading = tokio::spawn(follow_reloads(reloads, config.clone(), matcher.clone(), pace));
+    #[cfg(feature = "embedded-broker")]
+    let read_certificate = {
+        let broker = embedded.clone();
+        move || broker.iter().for_each(|broker| broker.reload())
+    };
+    #[cfg(not(feature = "embedded-broker"))]
+    let read_certificate = || ();
+    let reloading = follow_reloads(reloads, config.clone(), matcher.clone(), pace, read_certificate);
+    let reloading = tokio::spawn(reloading);
     let queries_waiting_max = config.queries_waiting_max;
-    let config = MqttConfig { host, port, credentials, persistent, queries_waiting_max };
+    let config = MqttConfig { host, port, credentials, tls, persistent, queries_waiting_max };
     let served = mqtt::serve(&config, pacing, matcher, say_ready, stopped).await;
     waiting.abort();
     reloading.abort();
@@ -147,14 +182,19 @@ async fn follow_reloads(
     started: ServeConfig,
     matcher: Arc<Matcher>,
     pace: watch::Sender<Pacing>,
+    read_certificate: impl Fn() + Clone + Send + 'static,
 ) {
     while reloads.changed().await.is_ok() {
         let new = reloads.borrow().clone();
         matcher.set_config(new.matcher);
         pace.send_replace(new.pacing);
+        if tokio::task::spawn_blocking(read_certificate.clone()).await.is_err() {
+            tracing::error!("reading the certificate again failed: see the panic above, and report it");
+        }
         let fixed = [
             ("gallery", new.gallery != started.gallery),
             ("bundle", new.bundle != started.bundle),
+            ("access", new.access != started.access),
             ("the broker", new.broker != started.broker),
             ("queries_waiting_max", new.queries_waiting_max != started.queries_waiting_max),
         ];
@@ -166,4 +206,20 @@ async fn follow_reloads(
             tracing::warn!(restart, "configuration loaded again; these settings need a restart");
         }
     }
+}
+
+fn login(client_id: &str, security: &ClientSecurity, host: &str) -> Result<Credentials, SecretError> {
+    let credentials = Credentials::named(client_id.to_owned());
+    let Some((username, password_file)) = &security.login else { return Ok(credentials) };
+    let is_local = host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    if security.tls.is_none() && !is_local {
+        tracing::warn!(host, "the broker's password crosses the network in the clear: use mqtts://");
+    }
+    Ok(credentials.with_login(username.clone(), read_secret(password_file)?))
+}
+
+fn tls_to_broker(tls: &ClientTls) -> Result<Arc<tokio_rustls::rustls::ClientConfig>, TlsError> {
+    let identity = tls.identity.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+    tls::client_config(&tls.ca, identity)
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use glimpse_gallery::config::{RawConfig, ServeConfig};
+use glimpse_gallery::config::{RawConfig, RawSecurity, ServeConfig};
 use glimpse_gallery::index::{Index, IndexOptions};
 use glimpse_gallery::live::Live;
 use glimpse_gallery::matcher::{Encoding, Matcher, MatcherConfig};
@@ -22,6 +22,8 @@ use rumqttc::{
     PublishOptions, PublishProperties, QoS, SubscribeReasonCode,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::{self, RootCertStore, server::WebPkiClientVerifier};
 
 const SPACE: SpaceId = SpaceId::from_bytes([9; 16]);
 const D: usize = 8;
@@ -52,6 +54,8 @@ struct Server {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
     running: tokio::task::JoinHandle<()>,
+    /// For the audit log.
+    _access: tempfile::TempDir,
 }
 
 impl Server {
@@ -61,12 +65,14 @@ impl Server {
 
     /// A server that takes so many queries a second from each device.
     async fn with_rate(device_rate_max: f64) -> Self {
+        let access = tempfile::tempdir().unwrap();
         let config: ServeConfig = RawConfig {
             gallery: Some("unused".into()),
             bundle: Some("unused".into()),
             listen: Some("127.0.0.1:0".to_owned()),
             clients_max: Some(20),
             device_rate_max: Some(device_rate_max),
+            security: RawSecurity { access: Some(access.path().into()), ..RawSecurity::default() },
             ..RawConfig::default()
         }
         .validate(Vec::new())
@@ -81,7 +87,7 @@ impl Server {
         });
         let ready: Ready = tokio::time::timeout(WAIT, is_ready).await.unwrap().unwrap();
         assert_eq!((ready.space, ready.size), (SPACE, D));
-        Self { address: ready.mqtt.parse().unwrap(), stop, running }
+        Self { address: ready.mqtt.parse().unwrap(), stop, running, _access: access }
     }
 
     async fn stop(self) {
@@ -461,6 +467,69 @@ async fn a_restarted_server_takes_up_the_session_that_its_broker_kept() {
         }
     }
     stop.send(()).unwrap();
+    tokio::time::timeout(WAIT, running).await.unwrap().unwrap().unwrap();
+}
+
+/// A broker by hand, by TLS 1.3 alone, that looks at who comes: our client shows its certificate, then user name and
+/// password.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_external_broker_is_met_by_tls_with_a_login_and_a_certificate() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = place.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        #[cfg(unix)]
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        Some(path)
+    };
+    let made = || rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (theirs, ours) = (made(), made());
+    let mut roots = RootCertStore::empty();
+    roots.add(ours.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let wants_ours =
+        WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build().unwrap();
+    let key = theirs.signing_key.serialize_der().try_into().unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(wants_ours)
+        .with_single_cert(vec![theirs.cert.der().clone()], key)
+        .unwrap();
+    let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = RawConfig {
+        gallery: Some("unused".into()),
+        bundle: Some("unused".into()),
+        broker: Some(format!("mqtts://{}", broker.local_addr().unwrap())),
+        security: RawSecurity {
+            broker_username: Some("museum".to_owned()),
+            broker_password_file: file("password", "open sesame\n"),
+            broker_ca: file("ca.pem", &theirs.cert.pem()),
+            broker_certificate: file("our.pem", &ours.cert.pem()),
+            broker_key: file("our.key", &ours.signing_key.serialize_pem()),
+            ..RawSecurity::default()
+        },
+        ..RawConfig::default()
+    }
+    .validate(Vec::new())
+    .unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async move { drop(stopped.await) };
+    let running =
+        tokio::spawn(async move { serve::serve(matcher(), &config, |_| (), stopped, Arc::default()).await });
+    let (stream, _) = tokio::time::timeout(WAIT, broker.accept()).await.unwrap().unwrap();
+    let mut stream = TlsAcceptor::from(Arc::new(tls)).accept(stream).await.unwrap();
+    assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0], *ours.cert.der());
+    let mut received = Vec::new();
+    while !received.windows(11).any(|window| window == b"open sesame") {
+        let read = tokio::time::timeout(WAIT, stream.read_buf(&mut received)).await.expect("a login");
+        assert!(read.unwrap() > 0, "closed: {received:?}");
+    }
+    assert!(received.windows(8).any(|window| window == b"\x00\x06museum"));
+    stream.write_all(&[0x20, 3, 0, 0, 0]).await.unwrap();
+    stop.send(()).unwrap();
+    drop(stream);
     tokio::time::timeout(WAIT, running).await.unwrap().unwrap().unwrap();
 }
 

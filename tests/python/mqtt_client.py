@@ -21,6 +21,8 @@ def main():
     parser.add_argument("address", help="HOST:PORT")
     parser.add_argument("device")
     parser.add_argument("--version", choices=["5", "3.1.1"], default="5")
+    parser.add_argument("--ca", help="authority of the server's certificate: connects by TLS")
+    parser.add_argument("--password-file", help="the device's password")
     options = parser.parse_args()
     host, port = options.address.rsplit(":", 1)
     is_5 = options.version == "5"
@@ -35,6 +37,11 @@ def main():
     client.on_subscribe = lambda *_: events.put("subscribed")
     # Both of them: an answer on the other one is an answer too many.
     client.on_connect = lambda client, *_: client.subscribe(topic + "reply/#", qos=1)
+    if options.ca:
+        client.tls_set(ca_certs=options.ca)
+    if options.password_file:
+        with open(options.password_file, encoding="utf-8") as file:
+            client.username_pw_set(options.device, file.read().rstrip("\n"))
     client.connect(host, int(port))
     client.loop_start()
     assert events.get(timeout=WAIT_S) == "subscribed"

@@ -59,7 +59,15 @@ impl Fixture {
     /// # Errors
     /// Where the ingest fails.
     pub fn ingested() -> anyhow::Result<Self> {
-        let fixture = Self::new()?;
+        Self::ingested_of(PHOTOS)
+    }
+
+    /// The same, of so many photos.
+    ///
+    /// # Errors
+    /// Where the ingest fails.
+    pub fn ingested_of(photos: usize) -> anyhow::Result<Self> {
+        let fixture = Self::of(photos)?;
         let output = fixture.ingest().output().context("cannot start the ingest")?;
         ensure!(output.status.success(), "the ingest failed: {}", String::from_utf8_lossy(&output.stderr));
         Ok(fixture)
@@ -81,6 +89,32 @@ impl Fixture {
     /// Where it does not come up.
     pub fn serve(&self) -> anyhow::Result<Server> {
         Server::start(&self.programs, &self.gallery(), &workspace::bundle(), &self.path("server.log"))
+    }
+
+    /// The same with more flags.
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub fn serve_with(&self, flags: &[&str]) -> anyhow::Result<Server> {
+        let log = self.path("server.log");
+        Server::start_with(flags, &self.programs, &self.gallery(), &workspace::bundle(), &log)
+    }
+
+    /// Runs `glimpse-gallery devices` with these words, and `input` at its standard input; returns what it prints.
+    ///
+    /// # Errors
+    /// With what it says where it fails.
+    pub fn devices(&self, words: &[&str], input: &str) -> anyhow::Result<String> {
+        use std::io::Write as _;
+        let mut command = self.programs.gallery();
+        command.arg("devices").args(words).arg("--gallery").arg(self.gallery());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().context("cannot start glimpse-gallery")?;
+        // A command that wants no password may have ended already.
+        let _ = process.stdin.take().context("its input is piped")?.write_all(input.as_bytes());
+        let output = process.wait_with_output()?;
+        ensure!(output.status.success(), "devices failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// The gallery's folder.

@@ -7,6 +7,8 @@
 //! - [`server`]: a running `glimpse-gallery serve`.
 //! - [`queries`]: photos asked from the device and on the server, as JSON lines.
 //! - [`fixture`]: a small gallery for tests.
+//! - [`authority`]: certificates for tests.
+//! - [`stranger`]: an MQTT client by hand, for what no well-behaved client does.
 //! - [`foreign`]: an MQTT client and an ONNX engine that are not ours, in Python.
 //! - [`durability`]: kills at random moments, and damaged files.
 //! - [`load`]: a thousand simulated devices, for `make bench-server`.
@@ -14,6 +16,7 @@
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
 
+pub mod authority;
 pub mod demo;
 pub mod durability;
 pub mod fixture;
@@ -22,4 +25,5 @@ pub mod load;
 pub mod programs;
 pub mod queries;
 pub mod server;
+pub mod stranger;
 pub mod workspace;

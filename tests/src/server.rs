@@ -51,6 +51,22 @@ impl Server {
         Self::spawn(command, log)
     }
 
+    /// The same with more flags, `--listen` among them or not.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(
+        flags: &[&str],
+        programs: &Programs,
+        gallery: &Path,
+        bundle: &Path,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let mut command = programs.gallery();
+        command.arg("serve").arg("--gallery").arg(gallery).arg("--bundle").arg(bundle).args(flags);
+        Self::spawn(command, log)
+    }
+
     /// Starts a server with the arguments of `command`, and waits until it answers queries.
     ///
     /// # Errors
@@ -134,6 +150,36 @@ impl Server {
         let status = kill.args(["-s", name]).arg(self.process.id().to_string()).status();
         ensure!(status.context("cannot run kill")?.success(), "kill -s {name} failed");
         Ok(())
+    }
+
+    /// Ports of 127.0.0.1 where the process listens, as Linux tells.
+    ///
+    /// # Errors
+    /// When they cannot be found out.
+    pub fn listening_ports(&self) -> anyhow::Result<Vec<u16>> {
+        let mut sockets = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{}/fd", self.process.id()))? {
+            // A descriptor may have been closed since.
+            let Ok(target) = std::fs::read_link(entry?.path()) else { continue };
+            let target = target.to_string_lossy().into_owned();
+            let socket = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+            sockets.extend(socket.map(str::to_owned));
+        }
+        let table = std::fs::read_to_string("/proc/net/tcp")?;
+        let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        // Local address and port, state 10 (listening), and the socket's number.
+        let own = rows
+            .filter(|row| row.len() > 9 && row[3] == "0A" && sockets.iter().any(|socket| socket == row[9]));
+        let ports = own.filter_map(|row| row[1].strip_prefix("0100007F:"));
+        ports.map(|port| Ok(u16::from_str_radix(port, 16)?)).collect()
+    }
+
+    /// What the server logged.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log(&self) -> anyhow::Result<String> {
+        std::fs::read_to_string(&self.log).with_context(|| format!("cannot read {}", self.log.display()))
     }
 
     /// The last lines of the log, for an error message.

@@ -64,7 +64,7 @@ pub struct QueryFlags {
     /// How embeddings are written [default: i8]
     #[arg(long, value_parser = codec_parser())]
     pub codec: Option<Codec>,
-    /// The server's MQTT address [for query: default 127.0.0.1:1883]
+    /// The server's MQTT address; mqtts://HOST:PORT for TLS [for query: default 127.0.0.1:1883]
     #[arg(long, value_name = "HOST:PORT")]
     pub server: Option<ServerAddress>,
     /// This device's name, also its MQTT client id [default: the host's name]
@@ -76,6 +76,36 @@ pub struct QueryFlags {
     /// Seconds to wait for a reply, in which a query is sent up to three times [default: 5]
     #[arg(long, value_name = "SECONDS", value_parser = device::seconds_of_text)]
     pub timeout: Option<Duration>,
+    #[command(flatten)]
+    credentials: CredentialFlags,
+}
+
+/// How the device proves itself to the server; secrets are in files, never on the command line.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CredentialFlags {
+    /// File with the device's password at the server; its user name is the device's name
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Authority that signed the server's certificate (PEM), for --server mqtts://HOST:PORT
+    #[arg(long, value_name = "PEM")]
+    pub ca: Option<PathBuf>,
+    /// The device's certificate (PEM)
+    #[arg(long, value_name = "PEM")]
+    pub certificate: Option<PathBuf>,
+    /// The private key of the device's certificate (PEM)
+    #[arg(long, value_name = "PEM")]
+    pub key: Option<PathBuf>,
+}
+
+impl CredentialFlags {
+    fn raw(self) -> RawDevice {
+        let mut raw = RawDevice::default();
+        raw.password_file = self.password_file;
+        raw.ca = self.ca;
+        raw.certificate = self.certificate;
+        raw.key = self.key;
+        raw
+    }
 }
 
 fn codec_parser() -> impl TypedValueParser<Value = Codec> {
@@ -84,7 +114,7 @@ fn codec_parser() -> impl TypedValueParser<Value = Codec> {
 
 /// The flags as a device description, to be laid over that of a file.
 fn raw_device(model: ModelArgs, flags: QueryFlags, camera: Option<CameraSource>) -> RawDevice {
-    let mut raw = RawDevice::default();
+    let mut raw = flags.credentials.raw();
     raw.camera = camera;
     raw.model = model.model;
     raw.bundle = model.bundle;

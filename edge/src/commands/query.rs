@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, chain};
 use crate::client::{GiveUp, Patience};
+use crate::linux::credentials::Credentials;
 use crate::linux::host::{self, Stop, SystemClock};
 use crate::linux::model::{Encoder, ModelFiles, QueryModel};
 use crate::linux::mqtt::{self, Connection, MqttUplink};
@@ -49,10 +50,12 @@ pub fn run(args: QueryArgs) -> anyhow::Result<ExitCode> {
     let encoder = Encoder::new(codec, &files, model.dimension())?;
     let device = args.flags.device.map_or_else(host::device_name, Ok::<DeviceId, _>)?;
     let address = args.flags.server.map_or_else(default_server, Ok)?;
+    let security = args.flags.credentials.raw().security(&address).map_err(anyhow::Error::msg)?;
+    let credentials = Credentials::load(&security)?;
     let timeout = args.flags.timeout.unwrap_or(Device::TIMEOUT_DEFAULT);
     let top_k = args.flags.top_k.unwrap_or(Device::TOP_K_DEFAULT);
     let server = Server::new(address.clone(), model.space(), timeout);
-    let mut asking = Asking::start(device, address, server, timeout)?;
+    let mut asking = Asking::start(device, address, server, timeout, credentials)?;
 
     let bar = progress(args.photos.len());
     let mut out = io::stdout().lock();
@@ -183,9 +186,11 @@ impl Asking {
         address: ServerAddress,
         server: Server,
         timeout: Duration,
+        credentials: Credentials,
     ) -> anyhow::Result<Self> {
+        let (space, expiry) = (server.space, timeout);
         let connection =
-            Connection { server: address, device, space: server.space, expiry: timeout, has_status: false };
+            Connection { server: address, device, space, expiry, has_status: false, credentials };
         let uplink = MqttUplink::start(connection, host::jitter()?)?;
         let waker = uplink.waker();
         let stop = Stop::on_signals(move || waker.wake())?;

@@ -22,6 +22,7 @@ use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, chain, model_files, raw_dev
 use crate::backoff::{Backoff, Jitter};
 use crate::client::Patience;
 use crate::linux::camera::{CameraError, FilePhoto, FolderCamera};
+use crate::linux::credentials::Credentials;
 use crate::linux::host::{self, Stop, SystemClock};
 use crate::linux::model::{Encoder, QueryModel};
 use crate::linux::mqtt::{Connection, MqttUplink, Waker};
@@ -90,6 +91,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         space: model.space(),
         expiry: device.timeout,
         has_status: true,
+        credentials: Credentials::load(&device.security)?,
     };
     let server = Server::new(device.server.clone(), model.space(), device.timeout);
     tracing::info!(device = %name, server = %device.server, camera = %device.camera, space = %model.space(), "started");

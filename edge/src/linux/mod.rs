@@ -7,6 +7,7 @@
 //! - [`host`]: the little that comes from the system: name, randomness, signals, time.
 
 pub mod camera;
+pub mod credentials;
 pub mod host;
 pub mod model;
 pub mod mqtt;

@@ -24,12 +24,14 @@ use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, DisconnectReasonCode, Event, EventLoop,
     IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, NetworkOptions, Packet, Publish,
     PublishOptions, PublishProperties, QoS, StateError, SubscribeFilterInput, SubscribeReasonCode,
+    TlsConfiguration, TlsError, Transport,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::backoff::{Backoff, Jitter};
+use crate::linux::credentials::Credentials;
 use crate::ports::{Error, ErrorKind, Received, Uplink};
 
 const CONTENT_TYPE: &str = "application/cbor";
@@ -93,6 +95,14 @@ pub enum UplinkError {
         /// The broker's reason.
         code: ConnectReturnCode,
     },
+    /// The server does not prove itself, or not to be the one that is meant, or refuses our certificate.
+    #[error("no TLS to {server}: {reason}: check the server's name, ca, certificate and key")]
+    Untrusted {
+        /// The server.
+        server: ServerAddress,
+        /// What rustls said.
+        reason: String,
+    },
     /// The broker does not grant the device its own topics.
     #[error("{server} does not grant {topic} to this device ({code:?}): check the broker's permissions")]
     NotGranted {
@@ -139,9 +149,10 @@ impl Error for UplinkError {
             | Self::Timeout { .. }
             | Self::Lost { .. }
             | Self::Full => ErrorKind::Unavailable,
-            Self::Rejected { .. } | Self::NotGranted { .. } | Self::TakenOver { .. } => {
-                ErrorKind::Configuration
-            }
+            Self::Rejected { .. }
+            | Self::Untrusted { .. }
+            | Self::NotGranted { .. }
+            | Self::TakenOver { .. } => ErrorKind::Configuration,
             Self::Encode(_) => ErrorKind::Input,
             Self::Ended | Self::Thread(_) => ErrorKind::Other,
         }
@@ -154,6 +165,15 @@ impl UplinkError {
         match error {
             ConnectionError::Io(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
                 Self::Refused { server }
+            }
+            // What rustls finds wrong comes as invalid data; the rest is the network's.
+            ConnectionError::Tls(TlsError::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
+                Self::Unreachable { server, source }
+            }
+            ConnectionError::Tls(error) => Self::Untrusted { server, reason: error.to_string() },
+            // A certificate that the server refuses is told after the handshake, as TLS 1.3 has it.
+            ConnectionError::Io(source) if source.kind() == io::ErrorKind::InvalidData => {
+                Self::Untrusted { server, reason: source.to_string() }
             }
             ConnectionError::Io(source) => Self::Unreachable { server, source },
             ConnectionError::Timeout(_) => Self::Timeout { server },
@@ -183,6 +203,8 @@ pub struct Connection {
     pub expiry: Duration,
     /// Whether the device has a status: retained while it is there, and left behind as a last will.
     pub has_status: bool,
+    /// How it proves itself.
+    pub credentials: Credentials,
 }
 
 /// What goes through the channel to the session.
@@ -228,6 +250,9 @@ impl MqttUplink {
     /// [`UplinkError::Thread`].
     pub fn start(connection: Connection, jitter: Jitter) -> Result<Self, UplinkError> {
         let status_topic = DeviceTopic::Status.of(&connection.device);
+        if connection.credentials.has_naked_password() && !is_this_machine(connection.server.host()) {
+            tracing::warn!(server = %connection.server, "the password crosses the network in the clear: use mqtts:// and ca");
+        }
         let (client, events) =
             AsyncClient::builder(options(&connection, &status_topic)?).capacity(CHANNEL_PACKETS).build();
         let (waker, incoming) = sync_channel(CHANNEL_PACKETS);
@@ -346,6 +371,12 @@ fn options(connection: &Connection, status_topic: &Topic) -> Result<MqttOptions,
         .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(
             MESSAGE_BYTES_MAX as u32 + PACKET_OVERHEAD_BYTES_MAX,
         ));
+    if let Some(password) = &connection.credentials.password {
+        options.set_credentials(connection.device.as_str(), password.clone());
+    }
+    if let Some(tls) = &connection.credentials.tls {
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(tls))));
+    }
     if connection.has_status {
         let properties = LastWillProperties {
             delay_interval: None,
@@ -366,6 +397,11 @@ fn options(connection: &Connection, status_topic: &Topic) -> Result<MqttOptions,
         ));
     }
     Ok(options)
+}
+
+fn is_this_machine(host: &str) -> bool {
+    host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 fn status(connection: &Connection, online: bool, outbox: usize) -> DeviceStatus {

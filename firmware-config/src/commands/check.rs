@@ -118,6 +118,14 @@ fn path_problems(raw: &RawDevice) -> Vec<Problem> {
     }
     needed.extend(raw.model.as_deref().map(|model| Needed::file("model", model)));
     needed.extend(raw.codebook.as_deref().map(|codebook| Needed::file("codebook", codebook)));
+    for (key, path) in [
+        ("password_file", &raw.password_file),
+        ("ca", &raw.ca),
+        ("certificate", &raw.certificate),
+        ("key", &raw.key),
+    ] {
+        needed.extend(path.as_deref().map(|path| Needed::file(key, path)));
+    }
     let mut messages: Vec<(&str, String)> = Vec::new();
     if let Some(bundle) = &raw.bundle {
         needed.push(Needed::folder("bundle", bundle));
@@ -148,6 +156,15 @@ fn space_problem(path: &Path) -> Option<String> {
     }
 }
 
+/// How the device proves itself, without its secrets.
+fn login(device: &Device) -> String {
+    let password = device.security.password_file.is_some().then_some("by password");
+    let certificate = device.security.identity.is_some().then_some("by certificate");
+    let ways: Vec<&str> = password.into_iter().chain(certificate).collect();
+    let tls = if device.server.is_tls() { ", over TLS" } else { "" };
+    format!("{}{tls}", if ways.is_empty() { "none".to_owned() } else { ways.join(" and ") })
+}
+
 /// What the device would work with, defaults filled in.
 fn table(device: &Device) -> String {
     let path = |path: &Option<PathBuf>| {
@@ -169,6 +186,7 @@ fn table(device: &Device) -> String {
         ("codec", device.codec.name().to_owned()),
         ("top_k", device.top_k.to_string()),
         ("timeout", format!("{} s", device.timeout.as_secs_f64())),
+        ("login", login(device)),
     ];
     rows.map(|(key, value)| format!("  {key:<9} {}\n", shown(&value))).concat()
 }

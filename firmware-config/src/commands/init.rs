@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use glimpse_protocol::device::{self, CameraSource, ServerAddress};
+use glimpse_protocol::device::{self, CameraSource, RawDevice, ServerAddress};
 use glimpse_protocol::{Codec, DeviceId};
 
 use crate::output::{say, shown};
@@ -47,6 +47,18 @@ pub struct InitArgs {
     /// Seconds to wait for a reply
     #[arg(long, value_name = "SECONDS", value_parser = device::seconds_of_text, default_value = "5")]
     pub timeout: Duration,
+    /// File with the device's password at the server
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Authority that signed the server's certificate (PEM), for --server mqtts://HOST:PORT
+    #[arg(long, value_name = "PEM")]
+    pub ca: Option<PathBuf>,
+    /// The device's certificate (PEM)
+    #[arg(long, value_name = "PEM", requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// The private key of the device's certificate (PEM)
+    #[arg(long, value_name = "PEM", requires = "certificate")]
+    pub key: Option<PathBuf>,
     /// Replaces a file that is there
     #[arg(long)]
     pub force: bool,
@@ -61,6 +73,12 @@ fn codec_parser() -> impl TypedValueParser<Value = Codec> {
 /// # Errors
 /// A file that is there already, and one that cannot be written.
 pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
+    let mut raw = RawDevice::default();
+    raw.password_file.clone_from(&args.password_file);
+    raw.ca.clone_from(&args.ca);
+    raw.certificate.clone_from(&args.certificate);
+    raw.key.clone_from(&args.key);
+    let security = raw.security(&args.server).map_err(anyhow::Error::msg)?;
     let settings = Settings {
         device: args.device.as_ref(),
         server: &args.server,
@@ -71,6 +89,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         codec: args.codec,
         top_k: args.top_k,
         timeout: args.timeout,
+        security: &security,
     };
     let text = device_toml(&settings)?;
     write_whole(&args.file, &text, args.force)?;

@@ -5,7 +5,8 @@ use std::path::Path;
 use glimpse_embedder::SpaceBundle;
 
 use super::{ServeArgs, write_line};
-use crate::config::{BrokerConfig, Problems, ServeConfig};
+use crate::access::{file, tls};
+use crate::config::{BrokerConfig, ClientTls, Problems, ServeConfig};
 use crate::gallery;
 use crate::index::Index;
 use crate::store::{Committed, Reader};
@@ -57,15 +58,8 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             Err(error) => problems.push(error.to_string()),
         }
     }
-    if let Some(ServeConfig { broker, .. }) = config {
-        found.push(match broker {
-            BrokerConfig::Embedded { listen, clients_max } => {
-                format!("broker   embedded, on {listen}, {clients_max} clients at most")
-            }
-            BrokerConfig::External { host, port, client_id } => {
-                format!("broker   {host}:{port}, as {client_id} (not connected to: check only reads)")
-            }
-        });
+    if let Some(config) = config {
+        check_broker(&config, &mut found, &mut problems);
     }
     for line in found {
         write_line(format_args!("{line}"))?;
@@ -88,5 +82,45 @@ fn index_of(dir: &Path, now: &Committed) -> String {
         }
         (Err(error), _) => format!("search   serve makes a new index: {:#}", anyhow::Error::from(error)),
         _ => "search   serve makes a new index: the gallery has changed too much".to_owned(),
+    }
+}
+
+/// The broker, who may connect to it, and the files of TLS.
+fn check_broker(config: &ServeConfig, found: &mut Vec<String>, problems: &mut Vec<String>) {
+    match &config.broker {
+        BrokerConfig::Embedded { listen, clients_max, security } => {
+            found.push(format!("broker   embedded, on {listen}, {clients_max} clients at most"));
+            if let (Some(listen), Some(files)) = (security.listen_tls, &security.tls) {
+                match tls::check(files) {
+                    Ok(()) => found.push(format!("tls      on {listen}, by {}", files.certificate.display())),
+                    Err(error) => problems.push(error.to_string()),
+                }
+            }
+            match file::load(&config.access) {
+                Ok(None) => found
+                    .push("devices  none are registered: this machine only, and anybody on it".to_owned()),
+                Ok(Some(registry)) => {
+                    found.push(format!("devices  {} in {}", registry.len(), config.access.display()));
+                }
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        BrokerConfig::External { host, port, client_id, security } => {
+            found
+                .push(format!("broker   {host}:{port}, as {client_id} (not connected to: check only reads)"));
+            if let Some((_, password_file)) = &security.login
+                && let Err(error) = file::read_secret(password_file)
+            {
+                problems.push(error.to_string());
+            }
+            if let Some(ClientTls { ca, identity }) = &security.tls {
+                let identity =
+                    identity.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+                match tls::client_config(ca, identity) {
+                    Ok(_) => found.push(format!("tls      a broker that {} vouches for", ca.display())),
+                    Err(error) => problems.push(error.to_string()),
+                }
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ mod backup;
 mod bench;
 mod check;
 mod compact;
+mod devices;
 mod export;
 mod import;
 mod index;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::config::RawConfig;
+use crate::config::{RawConfig, RawSecurity};
 
 /// What `glimpse-gallery` can do.
 #[derive(Debug, Subcommand)]
@@ -55,6 +56,9 @@ pub enum Command {
     Import(import::ImportArgs),
     /// Check configuration, bundle and gallery, and report every problem
     Check(ServeArgs),
+    /// Add, revoke, remove and list the devices that may connect
+    #[command(subcommand)]
+    Devices(devices::DevicesCommand),
     /// Measure how fast this machine searches, and what it finds
     Bench(bench::BenchArgs),
 }
@@ -81,6 +85,7 @@ impl Command {
             Self::Export(args) => args.run(),
             Self::Import(args) => args.run(),
             Self::Check(args) => check::run(args),
+            Self::Devices(command) => command.run(),
             Self::Bench(args) => args.run(),
         }
     }
@@ -105,15 +110,18 @@ Examples:
   glimpse-gallery serve --gallery gallery --bundle models/demo --listen 127.0.0.1:0
   glimpse-gallery serve --config gallery.toml --broker broker.lan:1883
 
-The embedded broker listens on a loopback address only: it has no credentials yet. To serve other machines, run a
-broker with credentials and name it with --broker. For mosquitto, set `set_tcp_nodelay true` in its configuration:
-without it every reply waits about 40 ms.
+  glimpse-gallery serve --config gallery.toml --listen-tls 0.0.0.0:8883 --tls-certificate c.pem --tls-key c.key
 
-SIGHUP reads the configuration again: how to search, the latency budget and the rate of devices change at once.
+Until there is a device (`glimpse-gallery devices add`) the embedded broker serves this machine only, and asks nobody
+who they are. From then on every client needs its password or certificate, and other machines connect by TLS 1.3. SIGHUP
+makes the server read its certificate again; devices that are added or revoked it sees by itself. For mosquitto as
+--broker, set `set_tcp_nodelay true` in its configuration: without it every reply waits about 40 ms.
+
 Photos that other commands add or remove are seen within a fraction of a second.
 
 When queries are answered, one line is written to standard output:
-  ready mqtt=127.0.0.1:1883 space=0123.. size=350")]
+  ready mqtt=127.0.0.1:1883 space=0123.. size=350
+followed by mqtts=0.0.0.0:8883 where it listens for TLS.")]
 pub struct ServeArgs {
     /// TOML file with any of the settings below
     #[arg(long, env = "GLIMPSE_CONFIG", value_name = "FILE")]
@@ -161,6 +169,8 @@ pub struct ServeArgs {
     /// or than a similarity [default: matched]
     #[arg(long, env = "GLIMPSE_UNKNOWN", value_name = "matched|learned|SIMILARITY")]
     unknown: Option<String>,
+    #[command(flatten)]
+    security: RawSecurity,
 }
 
 impl ServeArgs {
@@ -182,6 +192,7 @@ impl ServeArgs {
             recall,
             expand,
             unknown,
+            security,
         } = self;
         let flags = RawConfig {
             gallery,
@@ -198,6 +209,7 @@ impl ServeArgs {
             recall,
             expand,
             unknown,
+            security,
         };
         let mut problems = Vec::new();
         let raw = match config {

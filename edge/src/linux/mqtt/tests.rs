@@ -83,6 +83,7 @@ fn an_address_without_a_server_is_refused_and_tried_again() {
         space: SpaceId::from_bytes([1; 16]),
         expiry: Duration::from_secs(5),
         has_status: true,
+        credentials: Credentials::default(),
     };
     let mut uplink = MqttUplink::start(connection, Jitter::new(1)).unwrap();
     for _ in 0..2 {
