@@ -109,7 +109,6 @@ Examples:
   glimpse-gallery serve --gallery gallery --bundle models/demo
   glimpse-gallery serve --gallery gallery --bundle models/demo --listen 127.0.0.1:0
   glimpse-gallery serve --config gallery.toml --broker broker.lan:1883
-
   glimpse-gallery serve --config gallery.toml --listen-tls 0.0.0.0:8883 --tls-certificate c.pem --tls-key c.key
 
 Until there is a device (`glimpse-gallery devices add`) the embedded broker serves this machine only, and asks nobody
