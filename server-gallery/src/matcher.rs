@@ -27,7 +27,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cache::ReplyCache;
-use crate::index::{Index, SearchOptions};
+use crate::index::{Hit, Index, SearchOptions};
+use crate::monitor::SeenMatch;
 
 /// How messages are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,7 +50,7 @@ impl Encoding {
 
     /// From the content type where it is one of ours, else from the payload: a JSON object begins with `{`, and no
     /// CBOR map does.
-    fn of(content_type: Option<&str>, payload: &[u8]) -> Self {
+    pub(crate) fn of(content_type: Option<&str>, payload: &[u8]) -> Self {
         let named = content_type.and_then(|text| {
             let essence = text.split(';').next().unwrap_or_default().trim();
             [Self::Cbor, Self::Json].into_iter().find(|one| essence.eq_ignore_ascii_case(one.content_type()))
@@ -60,7 +61,8 @@ impl Encoding {
         })
     }
 
-    fn read<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, String> {
+    /// Reads a message, and says for people why it cannot.
+    pub(crate) fn read<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, String> {
         match self {
             Self::Json => serde_json::from_slice(payload).map_err(|error| error.to_string()),
             Self::Cbor => {
@@ -226,6 +228,30 @@ impl Matcher {
         let payload = encoding.write(&reply);
         self.replies().put(key, payload.clone());
         Response { payload, encoding, id, outcome: Outcome::Answered }
+    }
+
+    /// Searches again for a query as it was sent, comparing with every image; `None` where it would be refused. It costs as much
+    /// as it takes, and is not remembered.
+    pub fn search_exactly(
+        &self,
+        content_type: Option<&str>,
+        payload: &[u8],
+        top_k: usize,
+    ) -> Option<Vec<Hit<'_>>> {
+        let query = accept(&self.index, Encoding::of(content_type, payload), payload).ok()?;
+        let options = SearchOptions { exact: true, ..self.config.search(top_k, &self.index) };
+        Some(self.index.search(&query.embedding, &options, None))
+    }
+
+    /// The images nearest to a unit embedding, as a query of a device would be answered.
+    pub fn search_embedding(&self, embedding: &[f32], top_k: usize) -> Vec<SeenMatch> {
+        let hits = self.index.search(embedding, &self.config.search(top_k, &self.index), None);
+        let seen = |hit: Hit<'_>| SeenMatch {
+            image: hit.image.id.clone(),
+            label: hit.image.label.clone(),
+            similarity: hit.similarity,
+        };
+        hits.into_iter().map(seen).collect()
     }
 
     /// The reply when there are more queries than can be answered: it costs no search and is not remembered.

@@ -15,16 +15,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use glimpse_protocol::topics::{GALLERY_STATUS, SHARED_QUERIES};
-use glimpse_protocol::{DeviceId, DeviceTopic, GalleryStatus};
+use glimpse_protocol::topics::{GALLERY_STATUS, SHARED_QUERIES, STATUSES};
+use glimpse_protocol::{DeviceId, DeviceStatus, DeviceTopic, GalleryStatus, MESSAGE_BYTES_MAX};
 use rand::TryRngCore;
 use rumqttc::{
     AckMode, AsyncClient, Broker, ClientError, Event, EventLoop, LastWill, LastWillProperties, MqttOptions,
-    NetworkOptions, Packet, Publish, PublishOptions, PublishProperties, QoS, SubscribeReasonCode,
+    NetworkOptions, Packet, Publish, PublishOptions, PublishProperties, QoS, SubscribeFilter,
+    SubscribeReasonCode,
 };
 use tokio::sync::{mpsc, watch};
 
 use crate::matcher::{Encoding, Matcher, Outcome, Request, Response};
+use crate::monitor::{Monitor, QueryRecord};
 use crate::session::NothingInFlight;
 
 /// The largest MQTT packet, both ways: a payload of 1 MiB, its topic and its properties.
@@ -105,6 +107,7 @@ pub struct MqttConfig {
 pub async fn serve(
     config: &MqttConfig,
     matcher: Arc<Matcher>,
+    monitor: Arc<Monitor>,
     ready: impl FnOnce(),
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), MqttError> {
@@ -113,9 +116,9 @@ pub async fn serve(
     let (jobs, queued) = mpsc::channel(waiting_max);
     let (replies, to_publish) = mpsc::channel(waiting_max + BUSY_REPLIES_WAITING_MAX);
     let unpublished = Arc::new(AtomicUsize::new(0));
-    spawn_matcher(matcher.clone(), queued, replies.clone())?;
+    spawn_matcher(matcher.clone(), monitor.clone(), queued, replies.clone())?;
     let publisher = tokio::spawn(publish_replies(client.clone(), to_publish, unpublished.clone()));
-    let intake = Intake { client: client.clone(), jobs, replies, unpublished };
+    let intake = Intake { client: client.clone(), monitor: monitor.clone(), jobs, replies, unpublished };
 
     let mut ready = Some(ready);
     let mut backoff = Backoff::new();
@@ -134,11 +137,19 @@ pub async fn serve(
                 tokio::spawn(announce(client.clone(), status(&matcher, true)));
             }
             Ok(Event::Incoming(Packet::SubAck(ack))) => {
-                if let Some(reason) =
-                    ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_)))
-                {
+                let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+                // In the order of `announce`: without queries there is nothing to do, without statuses less to see.
+                if let Some(reason) = ack.return_codes.first().filter(refused) {
                     return Err(MqttError::SubscriptionRefused(format!("{reason:?}")));
                 }
+                if let Some(reason) = ack.return_codes.get(1).filter(refused) {
+                    tracing::warn!(
+                        ?reason,
+                        topic = STATUSES,
+                        "the broker refuses the devices' statuses: the console will not show them"
+                    );
+                }
+                monitor.set_subscribed(true);
                 if let Some(ready) = ready.take() {
                     ready();
                 }
@@ -151,6 +162,7 @@ pub async fn serve(
             }
             Ok(_) => {}
             Err(error) => {
+                monitor.set_subscribed(false);
                 let pause = backoff.next_pause();
                 tracing::warn!(broker = %format_args!("{}:{}", config.host, config.port), %error, ?pause, "not connected to the broker: trying again");
                 tokio::select! {
@@ -160,6 +172,7 @@ pub async fn serve(
             }
         }
     }
+    monitor.set_subscribed(false);
     drain(client, events, intake, publisher, &matcher).await;
     Ok(())
 }
@@ -184,6 +197,7 @@ pub enum MqttError {
 struct Job {
     query: Publish,
     device: DeviceId,
+    arrived: Instant,
     /// After which nobody waits for the reply.
     expires_at: Option<Instant>,
 }
@@ -196,13 +210,20 @@ impl Job {
         let seconds = query.properties.as_ref().and_then(|properties| properties.message_expiry_interval);
         let expires_at =
             seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.into())));
-        Ok(Self { query, device, expires_at })
+        Ok(Self { query, device, arrived: Instant::now(), expires_at })
     }
 
     fn request(&self) -> Request<'_> {
         let properties = self.query.properties.as_ref();
         let content_type = properties.and_then(|properties| properties.content_type.as_deref());
         Request { device: &self.device, content_type, payload: &self.query.payload }
+    }
+
+    /// What became of it, for whoever watches.
+    fn record<'a>(&'a self, response: Option<&'a Response>, began: Instant) -> QueryRecord<'a> {
+        let Request { device, content_type, payload: query } = self.request();
+        let waited = began.saturating_duration_since(self.arrived);
+        QueryRecord { device, content_type, query, response, waited, took: began.elapsed() }
     }
 
     /// What is needed to send the reply; the query itself, up to 1 MiB, is done with.
@@ -251,6 +272,7 @@ fn is_own_reply_topic(topic: &str, own: &str) -> bool {
 /// The event loop's end of the queues.
 struct Intake {
     client: AsyncClient,
+    monitor: Arc<Monitor>,
     jobs: mpsc::Sender<Job>,
     replies: mpsc::Sender<(Job, Option<Response>)>,
     /// Queries taken in and not yet answered: [`drain`] waits for zero.
@@ -259,6 +281,9 @@ struct Intake {
 
 impl Intake {
     fn accept(&self, query: Publish) {
+        if self.heard(&query) {
+            return;
+        }
         // A retained message is no question of now: it would be asked again at every start.
         let job = if query.retain { Err(query) } else { Job::of(query) };
         let job = match job {
@@ -281,23 +306,48 @@ impl Intake {
             mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job) => job,
         };
         let busy = Matcher::busy(job.request());
+        self.monitor.record(job.record(Some(&busy), Instant::now()));
         if self.replies.try_send((job.without_payload(), Some(busy))).is_err() {
             // Not acknowledged either: at QoS 1 the broker delivers it again after a reconnect.
             tracing::warn!("dropped a query: the queue of replies is full too");
             self.unpublished.fetch_sub(1, Ordering::AcqRel);
         }
     }
+
+    /// Whether the message was what a device says of itself. It came at QoS 0, and is not acknowledged.
+    fn heard(&self, said: &Publish) -> bool {
+        let topic = std::str::from_utf8(&said.topic).ok().and_then(DeviceTopic::parse);
+        let Some((device, DeviceTopic::Status)) = topic else { return false };
+        if said.payload.is_empty() {
+            self.monitor.forget(&device);
+            return true;
+        }
+        let content_type = said.properties.as_ref().and_then(|properties| properties.content_type.as_deref());
+        let readable = said.payload.len() <= MESSAGE_BYTES_MAX;
+        let status =
+            readable.then(|| Encoding::of(content_type, &said.payload).read::<DeviceStatus>(&said.payload));
+        match status {
+            Some(Ok(status)) => self.monitor.status(&device, &status, said.retain),
+            _ => {
+                tracing::debug!(%device, bytes = said.payload.len(), "passed over a status that cannot be read")
+            }
+        }
+        true
+    }
 }
 
 fn spawn_matcher(
     matcher: Arc<Matcher>,
+    monitor: Arc<Monitor>,
     mut jobs: mpsc::Receiver<Job>,
     replies: mpsc::Sender<(Job, Option<Response>)>,
 ) -> Result<(), std::io::Error> {
     // One thread keeps the order of a device's queries; a large gallery is searched on all cores within one query.
     std::thread::Builder::new().name("matcher".to_owned()).spawn(move || {
         while let Some(job) = jobs.blocking_recv() {
+            let began = Instant::now();
             let response = (!job.expired()).then(|| matcher.answer(job.request()));
+            monitor.record(job.record(response.as_ref(), began));
             if let Some(response) = &response {
                 log_response(&job.device, response);
             } else {
@@ -348,7 +398,12 @@ async fn publish_replies(
 /// Subscribes and says that the gallery is there: after every connect, because the broker may have forgotten both.
 async fn announce(client: AsyncClient, status: Vec<u8>) {
     let announced: Result<(), ClientError> = async {
-        client.subscribe(SHARED_QUERIES, QoS::AtLeastOnce).await?;
+        // Statuses are news at best: what is missed of them, the next one says.
+        let filters = [
+            SubscribeFilter::new(SHARED_QUERIES, QoS::AtLeastOnce),
+            SubscribeFilter::new(STATUSES, QoS::AtMostOnce),
+        ];
+        client.subscribe_many(filters).await?;
         client.publish(GALLERY_STATUS, status, status_options()).await
     }
     .await;

@@ -146,6 +146,11 @@ impl Index {
         self.images.is_empty()
     }
 
+    /// The images, in the order of their ids.
+    pub fn images(&self) -> &[Image] {
+        &self.images
+    }
+
     /// The codebook that reads and writes `pq` codes of messages, if there is one.
     pub fn codebook(&self) -> Option<&Codebook> {
         self.codebook.as_ref()
