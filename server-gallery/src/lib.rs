@@ -12,6 +12,8 @@
 //! - `broker`: the embedded broker, behind the feature `embedded-broker`.
 //! - [`password`]: hashes of passwords.
 //! - [`config`]: a TOML file, the environment and flags, checked as a whole.
+//! - [`monitor`]: what happens in the server: counters, latency, the last queries, devices, live recall.
+//! - [`http`]: health, metrics, and the console.
 //! - [`serve`]: the server process, to be run by `main` or by a test.
 //! - [`commands`]: one file for each command of the binary.
 //!
@@ -24,9 +26,11 @@ mod cache;
 pub mod commands;
 pub mod config;
 pub mod gallery;
+pub mod http;
 pub mod index;
 pub mod ingest;
 pub mod matcher;
+pub mod monitor;
 pub mod mqtt;
 pub mod password;
 pub mod progress;

@@ -2,6 +2,7 @@
 //! port 0.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,7 +14,9 @@ use tokio::sync::watch;
 use crate::broker::{Broker, BrokerError};
 use crate::config::{BrokerConfig, ServeConfig};
 use crate::gallery::{self, GalleryError};
+use crate::http::{Http, HttpError, ServedGallery};
 use crate::matcher::{Matcher, UnknownPhotos};
+use crate::monitor::Monitor;
 use crate::mqtt::{self, Credentials, MqttConfig, MqttError};
 
 /// What the server is, once it answers.
@@ -21,6 +24,8 @@ use crate::mqtt::{self, Credentials, MqttConfig, MqttError};
 pub struct Ready {
     /// Host and port of the broker, with the port that it got.
     pub mqtt: String,
+    /// Address of the console, if there is one.
+    pub http: Option<SocketAddr>,
     /// The space that is served.
     pub space: SpaceId,
     /// Images in the gallery.
@@ -37,6 +42,9 @@ pub enum ServeError {
     #[cfg(feature = "embedded-broker")]
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// There is no HTTP.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The broker does not let us serve.
     #[error(transparent)]
     Mqtt(#[from] MqttError),
@@ -53,6 +61,12 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let mut shutdown = Box::pin(shutdown);
+    let monitor = Arc::new(Monitor::new());
+    // Before the gallery, which takes a while: `/readyz` says that it does.
+    let http = match &config.http {
+        Some(http) => Some(Http::start(http, &config.gallery, monitor.clone()).await?),
+        None => None,
+    };
     // A new index takes a while to make: a signal stops that too.
     let stop = Arc::new(AtomicBool::new(false));
     let mut opening = tokio::task::spawn_blocking({
@@ -82,16 +96,32 @@ pub async fn run(
     if index.is_empty() {
         tracing::warn!("the gallery is empty: every reply will be");
     }
-    serve(Arc::new(Matcher::new(index, config.matcher)), config, ready, shutdown).await
+    let matcher = Arc::new(Matcher::new(index, config.matcher));
+    let shown = Arc::new(ServedGallery::new(matcher.clone(), bundle));
+    if let Err(error) = monitor.measure_recall(shown.clone()) {
+        tracing::warn!(%error, "recall is not measured");
+    }
+    if let Some(http) = &http {
+        http.open(shown);
+    }
+    let address = http.as_ref().map(Http::address);
+    let ready = |now: Ready| ready(Ready { http: address, ..now });
+    let served = serve(matcher, config, monitor.clone(), ready, shutdown).await;
+    monitor.end();
+    if let Some(http) = http {
+        http.stop().await;
+    }
+    served
 }
 
-/// As [`run`], with a gallery that is loaded already.
+/// As [`run`], with a gallery that is loaded already, and without HTTP; `monitor` is told of every query.
 ///
 /// # Errors
 /// When the broker cannot start or refuses us.
 pub async fn serve(
     matcher: Arc<Matcher>,
     config: &ServeConfig,
+    monitor: Arc<Monitor>,
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
@@ -112,7 +142,7 @@ pub async fn serve(
     let mqtt = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let say_ready = {
         let index = matcher.index();
-        let now = Ready { mqtt, space: index.meta().space, size: index.len() };
+        let now = Ready { mqtt, http: None, space: index.meta().space, size: index.len() };
         move || ready(now)
     };
     let (stop, stopped) = watch::channel(false);
@@ -124,7 +154,7 @@ pub async fn serve(
     });
     let queries_waiting_max = config.queries_waiting_max;
     let config = MqttConfig { host, port, credentials, persistent, queries_waiting_max };
-    let served = mqtt::serve(&config, matcher, say_ready, stopped).await;
+    let served = mqtt::serve(&config, matcher, monitor, say_ready, stopped).await;
     waiting.abort();
     Ok(served?)
 }

@@ -63,7 +63,14 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             });
         }
     }
-    if let Some(ServeConfig { broker, .. }) = config {
+    if let Some(ServeConfig { gallery, broker, http, .. }) = config {
+        found.push(match &http {
+            Some(http) => format!("console  http://{}", http.listen),
+            None => "console  none".to_owned(),
+        });
+        if let Some(Err(error)) = http.map(|http| http.check(&gallery)) {
+            problems.push(error.to_string());
+        }
         found.push(match broker {
             BrokerConfig::Embedded { listen, clients_max } => {
                 format!("broker   embedded, on {listen}, {clients_max} clients at most")

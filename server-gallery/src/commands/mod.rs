@@ -2,9 +2,11 @@
 
 mod bench;
 mod check;
+mod console_password;
 mod index;
 mod ingest;
 mod list;
+mod manual;
 mod search;
 mod serve;
 mod stats;
@@ -32,6 +34,12 @@ pub enum Command {
     List(GalleryArgs),
     /// Check configuration, bundle and gallery, and report every problem
     Check(ServeArgs),
+    /// Set the password of the console: asked for on a terminal, or the first line of a file or of standard input
+    ConsolePassword(console_password::ConsolePasswordArgs),
+    /// Write the manual pages into a folder
+    Man(manual::ManArgs),
+    /// Write what completes the commands in a shell to standard output
+    Completions(manual::CompletionsArgs),
     /// Measure how fast this machine searches, and what it finds
     Bench(bench::BenchArgs),
 }
@@ -50,6 +58,9 @@ impl Command {
             Self::Stats(args) => stats::run(&args),
             Self::List(args) => list::run(&args),
             Self::Check(args) => check::run(args),
+            Self::ConsolePassword(args) => args.run(),
+            Self::Man(args) => args.run(),
+            Self::Completions(args) => args.run(),
             Self::Bench(args) => args.run(),
         }
     }
@@ -79,7 +90,7 @@ broker with credentials and name it with --broker. For mosquitto, set `set_tcp_n
 without it every reply waits about 40 ms.
 
 When queries are answered, one line is written to standard output:
-  ready mqtt=127.0.0.1:1883 space=0123.. size=350")]
+  ready mqtt=127.0.0.1:1883 http=127.0.0.1:8080 space=0123.. size=350")]
 pub struct ServeArgs {
     /// TOML file with any of the settings below
     #[arg(long, env = "GLIMPSE_CONFIG", value_name = "FILE")]
@@ -121,6 +132,13 @@ pub struct ServeArgs {
     /// or than a similarity [default: matched]
     #[arg(long, env = "GLIMPSE_UNKNOWN", value_name = "matched|learned|SIMILARITY")]
     unknown: Option<String>,
+    /// Address of console, health and metrics; `none` for none. Beyond this machine it needs a password
+    /// (`console-password`) [default: 127.0.0.1:8080]
+    #[arg(long, env = "GLIMPSE_HTTP", value_name = "ADDRESS:PORT")]
+    http: Option<String>,
+    /// File with the token that /metrics asks other machines for [default: they must log in]
+    #[arg(long, env = "GLIMPSE_METRICS_TOKEN", value_name = "FILE")]
+    metrics_token: Option<PathBuf>,
 }
 
 impl ServeArgs {
@@ -140,6 +158,8 @@ impl ServeArgs {
             recall,
             expand,
             unknown,
+            http,
+            metrics_token,
         } = self;
         let flags = RawConfig {
             gallery,
@@ -154,6 +174,8 @@ impl ServeArgs {
             recall,
             expand,
             unknown,
+            http,
+            metrics_token,
         };
         let mut problems = Vec::new();
         let raw = match config {

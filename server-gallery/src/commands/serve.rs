@@ -34,9 +34,10 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 fn say_ready(ready: Ready) {
-    let Ready { mqtt, space, size } = ready;
+    let Ready { mqtt, http, space, size } = ready;
+    let http = http.map_or_else(String::new, |address| format!(" http={address}"));
     // Who started the server may have closed its output; it serves all the same.
-    if let Err(error) = write_line(format_args!("ready mqtt={mqtt} space={space} size={size}")) {
+    if let Err(error) = write_line(format_args!("ready mqtt={mqtt}{http} space={space} size={size}")) {
         tracing::warn!(%error, "could not say that the server is ready");
     }
 }
