@@ -83,6 +83,20 @@ impl Fixture {
         Server::start(&self.programs, &self.gallery(), &workspace::bundle(), &self.path("server.log"))
     }
 
+    /// The same, with its console on this address.
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub fn serve_at(&self, http: &str) -> anyhow::Result<Server> {
+        Server::start_with_http(
+            http,
+            &self.programs,
+            &self.gallery(),
+            &workspace::bundle(),
+            &self.path("server.log"),
+        )
+    }
+
     /// The gallery's folder.
     pub fn gallery(&self) -> PathBuf {
         self.path("gallery")

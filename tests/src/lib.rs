@@ -8,10 +8,12 @@
 //! - [`queries`]: photos asked from the device and on the server, as JSON lines.
 //! - [`fixture`]: a small gallery for tests.
 //! - [`foreign`]: an MQTT client and an ONNX engine that are not ours, in Python.
+//! - [`browser`]: a headless Chromium, driven by a script in Python.
 //! - [`demo`]: what `make demo` runs.
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
 
+pub mod browser;
 pub mod demo;
 pub mod fixture;
 pub mod foreign;

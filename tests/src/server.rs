@@ -47,7 +47,24 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let mut command = programs.gallery();
         command.arg("serve").arg("--gallery").arg(gallery).arg("--bundle").arg(bundle);
-        command.args(["--listen", address]);
+        command.args(["--listen", address, "--http", "127.0.0.1:0"]);
+        Self::spawn(command, log)
+    }
+
+    /// The same, with its console on this address.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with_http(
+        http: &str,
+        programs: &Programs,
+        gallery: &Path,
+        bundle: &Path,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let mut command = programs.gallery();
+        command.arg("serve").arg("--gallery").arg(gallery).arg("--bundle").arg(bundle);
+        command.args(["--listen", "127.0.0.1:0", "--http", http]);
         Self::spawn(command, log)
     }
 
