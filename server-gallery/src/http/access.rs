@@ -11,7 +11,7 @@
 //! What changes something must come from a page of ours, by its `Origin`.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -325,12 +325,13 @@ fn is_own_origin(headers: &HeaderMap) -> bool {
 
 /// Whether the host of a request is this machine by a name that nobody else can give to another.
 fn is_local_host(host: &str) -> bool {
-    let name = match host.parse::<SocketAddr>() {
-        Ok(address) => return address.ip().is_loopback(),
-        Err(_) => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    // An address of IPv6 stands in brackets, with or without a port behind them.
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, rest)) if rest.is_empty() || rest.starts_with(':') => address,
+        Some(_) => return false,
+        None => host.split_once(':').map_or(host, |(name, _)| name),
     };
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Each of these is changed in steps that leave it whole.

@@ -25,8 +25,15 @@ fn without_a_password_only_this_machine_is_let_in() {
     for host in ["127.0.0.1:8080", "localhost:8080", "LOCALHOST", "[::1]:80", "[::1]", "127.0.0.1"] {
         assert_eq!(access.admit(&Method::GET, &headers(&[("host", host)])), Admission::Open, "{host}");
     }
-    for host in ["evil.example:8080", "localhost.evil.example", "10.0.0.1:8080", "127.0.0.1.evil.example", ""]
-    {
+    for host in [
+        "evil.example:8080",
+        "localhost.evil.example",
+        "10.0.0.1:8080",
+        "127.0.0.1.evil.example",
+        "[::1]x",
+        "[::2]",
+        "",
+    ] {
         let admission = access.admit(&Method::GET, &headers(&[("host", host)]));
         assert_eq!(admission, Admission::Refused(Refusal::ForeignHost), "{host}");
     }

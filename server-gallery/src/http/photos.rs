@@ -149,7 +149,8 @@ mod tests {
         }
         // The same one twice takes its room once.
         photos.put(key(8), Bytes::from(vec![8; CACHE_BYTES_MAX / 4]));
-        assert_eq!((photos.lock().bytes, photos.lock().by_key.len()), (CACHE_BYTES_MAX, 4));
+        let held = |kept: &Kept| (kept.bytes, kept.by_key.len());
+        assert_eq!(held(&photos.lock()), (CACHE_BYTES_MAX, 4));
         assert!(photos.get(&key(4)).is_none() && photos.get(&key(5)).is_some());
     }
 }

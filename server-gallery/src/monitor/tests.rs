@@ -109,3 +109,18 @@ fn devices_are_told_of_and_forgotten() {
     monitor.forget(&device("a"));
     assert_eq!(monitor.devices().len(), 1);
 }
+
+#[test]
+fn recording_a_query_is_cheap() {
+    let monitor = Monitor::new();
+    let (cam, answer) = (device("cam-1"), answer(1, 10));
+    const COUNT: u32 = 100_000;
+    let started = Instant::now();
+    for _ in 0..COUNT {
+        record(&monitor, &cam, Some(&answer));
+    }
+    // Shown with `--nocapture`; only a cost of another kind is a failure, whatever else the machine does.
+    let each = started.elapsed() / COUNT;
+    println!("one query costs {each:?}");
+    assert!(each < Duration::from_micros(200), "{each:?}");
+}

@@ -119,7 +119,7 @@ function lines({ latency, slot_s: slot, now_s: now }, kind) {
   const last = rows.at(-1);
   return {
     ticks: Array.from({ length: high - low + 1 }, (_, step) => 10 ** (low + step)),
-    word: duration,
+    word: (us) => duration(us).replace(".0", ""),
     summary: last ? `half below ${duration(last.p50_us)}, 99 % below ${duration(last.p99_us)} in the last ten seconds with queries` : "no queries in ten minutes",
     scale: (place) => (us) => place((Math.log10(Math.max(1, us)) - low) / (high - low)),
     draw: (x, y) => ["p99_us", "p90_us", "p50_us"].map((field, number) => {
@@ -129,7 +129,7 @@ function lines({ latency, slot_s: slot, now_s: now }, kind) {
         const move = before === null || row.second - before > slot ? "M" : "L";
         before = row.second;
         const point = `${x(row.second).toFixed(1)} ${y(row[field]).toFixed(1)}`;
-        return move === "M" ? `M${point}h1` : `L${point}`;
+        return move === "M" ? `M${point}h0.01` : `L${point}`;
       });
       return drawn("path", { class: `line s${3 - number}`, d: path.join("") });
     }),

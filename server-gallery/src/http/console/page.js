@@ -46,10 +46,11 @@ export function empty(title, text) {
   return element("div", { class: "card empty" }, element("div", {}, element("strong", {}, title), element("p", {}, text)));
 }
 
-export function tile(name, unit = "") {
+// `less`: not on a phone.
+export function tile(name, unit = "", less = false) {
   const value = element("span", {}, "-");
   const more = element("dd", { class: "small" }, "\u00a0");
-  const node = element("div", { class: "card tile" }, element("dt", {}, name), element("dd", {}, value, unit ? element("small", {}, ` ${unit}`) : null), more);
+  const node = element("div", { class: less ? "card tile less" : "card tile" }, element("dt", {}, name), element("dd", {}, value, unit ? element("small", {}, ` ${unit}`) : null), more);
   return { node, set(text, note = "") { value.textContent = text; more.textContent = note || "\u00a0"; } };
 }
 

@@ -19,7 +19,7 @@ export function queries(content, { feed, wanted, signal }) {
   const vitals = tiles();
   const list = element("ol", { class: "feed", "aria-label": "Queries, newest first" });
   const nothing = element("div");
-  const fresh = element("button", { type: "button", hidden: true });
+  const fresh = element("button", { class: "primary fresh", type: "button", hidden: true });
   const pause = element("button", { type: "button", "aria-pressed": "false" }, "Pause");
   const missed = element("p", { role: "status" }, "\u00a0");
   const kept = [];
@@ -86,7 +86,7 @@ export function queries(content, { feed, wanted, signal }) {
     heading("Queries", missed),
     vitals.node,
     filters.node,
-    element("div", { class: "fresh" }, element("span", { class: "filters-row" }, pause, " ", fresh)),
+    element("div", { class: "tools" }, filters.doubtful, pause, fresh),
     list,
     nothing,
   );
@@ -147,14 +147,14 @@ function reason(query) {
 
 function tiles() {
   const [rate, search, waiting, recall, size] =
-    [tile("Queries", "a second"), tile("Search, half below"), tile("Waiting, half below"), tile("Recall@10, live", "%"), tile("Gallery", "images")];
+    [tile("Queries", "a second"), tile("Search, median"), tile("Waiting, median", "", true), tile("Recall@10, live", "%"), tile("Gallery", "images")];
   const node = element("dl", { class: "tiles" }, [rate, search, waiting, recall, size].map((one) => one.node));
   return {
     node,
     set({ pulse, size: images, generation }) {
       rate.set(count(pulse.last_second.reduce((a, b) => a + b, 0)), `${count(pulse.counts.reduce((a, b) => a + b, 0))} since the start`);
-      search.set(duration(pulse.searching.p50_us), pulse.searching.p99_us === null ? "no query for a minute" : `99 % below ${duration(pulse.searching.p99_us)}`);
-      waiting.set(duration(pulse.waiting.p50_us), pulse.waiting.p99_us === null ? "no query for a minute" : `99 % below ${duration(pulse.waiting.p99_us)}`);
+      search.set(duration(pulse.searching.p50_us), pulse.searching.p99_us === null ? "none for a minute" : `99 % below ${duration(pulse.searching.p99_us)}`);
+      waiting.set(duration(pulse.waiting.p50_us), pulse.waiting.p99_us === null ? "none for a minute" : `99 % below ${duration(pulse.waiting.p99_us)}`);
       recall.set(share(pulse.recall.mean), pulse.recall.samples ? `of ${count(pulse.recall.window)} samples` : "not measured yet");
       size.set(count(images), generation === null ? "" : `generation ${count(generation)}`);
     },
@@ -189,8 +189,10 @@ function filterForm(changed) {
   outcome.value = filter.outcome;
   devices([]);
   show();
-  const field = (name, ...controls) => element("div", {}, element("label", { for: controls[0].id }, name), controls.length > 1 ? element("div", { class: "row" }, controls) : controls[0]);
-  const node = element("form", { class: "card filters", "aria-label": "Filter", onsubmit: (event) => event.preventDefault() },
-    field("Device", device), field("Label", label), field("Outcome", outcome), field("Best similarity below", below, doubtful));
-  return { node, devices };
+  const field = (name, control) => element("div", {}, element("label", { for: control.id }, name), control);
+  const form = element("form", { class: "filters", "aria-label": "Filter", onsubmit: (event) => event.preventDefault() },
+    field("Device", device), field("Label", label), field("Outcome", outcome), field("Best similarity below", below));
+  // On a phone the queries come first.
+  const node = element("details", { class: "card", open: matchMedia("(min-width: 44rem)").matches }, element("summary", {}, "Filter"), form);
+  return { node, doubtful, devices };
 }
