@@ -15,6 +15,9 @@ pub const GALLERY_STATUS: &str = "glimpse/v1/gallery/status";
 /// What a server subscribes to: the queries of all devices, shared between the servers of the group `gallery`.
 pub const SHARED_QUERIES: &str = "$share/gallery/glimpse/v1/devices/+/query";
 
+/// What a server subscribes to besides: what the devices say of themselves.
+pub const STATUSES: &str = "glimpse/v1/devices/+/status";
+
 const DEVICES: &str = "glimpse/v1/devices/";
 
 /// The topics of one device.

@@ -101,16 +101,27 @@ impl Catalogue {
 
     /// The row of an id.
     pub fn find(&self, id: &str) -> Option<u32> {
+        let row = self.first_where(|other| other >= id);
+        ((row as usize) < self.len() && self.get(row).id == id).then_some(row)
+    }
+
+    /// The row of the first id that is greater than one; the number of images where there is none.
+    pub fn after(&self, id: &str) -> u32 {
+        self.first_where(|other| other > id)
+    }
+
+    /// The first row whose id holds, where all after it hold too.
+    fn first_where(&self, holds: impl Fn(&str) -> bool) -> u32 {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = usize::midpoint(low, high);
-            match self.get(middle as u32).id.cmp(id) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Equal => return Some(middle as u32),
-                std::cmp::Ordering::Greater => high = middle,
+            if holds(self.get(middle as u32).id) {
+                high = middle;
+            } else {
+                low = middle + 1;
             }
         }
-        None
+        low as u32
     }
 
     /// All images, in the order of the ids.

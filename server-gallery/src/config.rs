@@ -28,6 +28,8 @@
 //! # rerank = 100                 # candidates ranked exactly, instead of as many as were measured to be enough
 //! # recall = 0.95                # share of the nearest images that inverted lists should not miss
 //! # expand = 5                   # search again with each query expanded by its nearest images
+//! http = "127.0.0.1:8080"        # console, health and metrics; "none" for none
+//! # metrics_token = "token"      # file with the token that /metrics asks other machines for
 //! # unknown = "learned"          # photos of nothing in the gallery get no match; or a similarity, as 0.4
 //! ```
 
@@ -40,6 +42,7 @@ use std::time::Duration;
 pub use security::{ClientSecurity, ClientTls, ListenSecurity, RawSecurity};
 use toml::{Table, Value};
 
+use crate::http::HttpConfig;
 use crate::matcher::{MatcherConfig, UnknownPhotos};
 use crate::mqtt::Pacing;
 
@@ -48,6 +51,8 @@ const PORT: u16 = 1883;
 
 /// What an external broker's address begins with where it is met by TLS.
 const TLS_SCHEME: &str = "mqtts://";
+/// Port of the console.
+const HTTP_PORT: u16 = 8080;
 
 /// What can be set, as it was given: nothing is checked yet.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -80,6 +85,10 @@ pub struct RawConfig {
     pub expand: Option<i64>,
     /// `matched`, `learned`, or a similarity.
     pub unknown: Option<String>,
+    /// Address of the console, or `none`.
+    pub http: Option<String>,
+    /// File with the token for metrics.
+    pub metrics_token: Option<PathBuf>,
     /// Who may connect, and how we prove ourselves.
     pub security: RawSecurity,
 }
@@ -101,6 +110,8 @@ pub struct ServeConfig {
     pub pacing: Pacing,
     /// How to search.
     pub matcher: MatcherConfig,
+    /// Console, health and metrics; `None`: nothing is served over HTTP.
+    pub http: Option<HttpConfig>,
 }
 
 /// Which broker carries the messages.
@@ -170,6 +181,8 @@ impl RawConfig {
             recall: self.recall.or(file.fraction("recall")),
             expand: self.expand.or(file.number("expand")),
             unknown: self.unknown.or(file.text_or_number("unknown")),
+            http: self.http.or(file.text("http")),
+            metrics_token: self.metrics_token.or(file.text("metrics_token").map(|path| base.join(path))),
             security: self.security.or_file(&mut file, base),
         };
         let unknown = file.table.keys().map(|key| format!("unknown field `{key}`"));
@@ -223,6 +236,10 @@ impl RawConfig {
             UnknownPhotos::Matched
         });
         let access = self.security.access(&gallery);
+        let http = http(self.http.as_deref(), self.metrics_token).unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
         let broker = match (self.listen, self.broker) {
             (Some(_), Some(_)) => Err("listen and broker exclude each other: the first is for the embedded broker, the second names an external one".to_owned()),
             (listen, None) => {
@@ -240,7 +257,16 @@ impl RawConfig {
                     MatcherConfig { exact, rerank, recall, unknown, expand, ..MatcherConfig::default() };
                 let latency_budget = Duration::from_millis(latency_budget.into());
                 let pacing = Pacing { latency_budget, device_rate_max };
-                Ok(ServeConfig { gallery, bundle, access, broker, queries_waiting_max, pacing, matcher })
+                Ok(ServeConfig {
+                    gallery,
+                    bundle,
+                    access,
+                    broker,
+                    queries_waiting_max,
+                    pacing,
+                    matcher,
+                    http,
+                })
             }
             Ok(_) => Err(Problems(problems)),
             Err(problem) => {
@@ -249,6 +275,29 @@ impl RawConfig {
             }
         }
     }
+}
+
+/// An address, or `none`.
+fn http(text: Option<&str>, metrics_token: Option<PathBuf>) -> Result<Option<HttpConfig>, String> {
+    let listen = match text {
+        Some("none") => return Ok(None),
+        None => SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, HTTP_PORT)),
+        Some(text) => {
+            let problem = || {
+                format!(
+                    "http is {text}, and must be an address and a port, as 127.0.0.1:{HTTP_PORT}, or none"
+                )
+            };
+            address(text).ok_or_else(problem)?
+        }
+    };
+    Ok(Some(HttpConfig { listen, metrics_token }))
+}
+
+/// An address and a port; `localhost` is one of the addresses.
+fn address(text: &str) -> Option<SocketAddr> {
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    numeric.as_deref().unwrap_or(text).parse().ok()
 }
 
 /// `matched`, `learned`, or a cosine.
@@ -278,11 +327,9 @@ fn embedded(
     let listen = match listen {
         None => SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, PORT)),
         Some(text) => {
-            let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-            let address = numeric.as_deref().unwrap_or(text).parse();
-            address.map_err(|_| {
-                format!("listen is {text}, and must be an address and a port, as 127.0.0.1:{PORT}")
-            })?
+            let problem =
+                || format!("listen is {text}, and must be an address and a port, as 127.0.0.1:{PORT}");
+            address(text).ok_or_else(problem)?
         }
     };
     crate::broker::Broker::check_address(listen, security.insecure_plaintext)
@@ -446,6 +493,21 @@ mod tests {
         {
             let flag = RawConfig { listen: Some("127.0.0.1:0".to_owned()), ..flags() };
             assert!(matches!(raw("broker = \"a:1\"", flag).unwrap().broker, BrokerConfig::Embedded { .. }));
+        }
+    }
+
+    #[test]
+    fn http_is_an_address_or_none() {
+        let http =
+            |text: &str| RawConfig { http: Some(text.to_owned()), broker: Some("a:1".to_owned()), ..flags() };
+        let default = RawConfig { broker: Some("a:1".to_owned()), ..flags() }.validate(Vec::new()).unwrap();
+        assert_eq!(default.http.unwrap().listen, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(http("none").validate(Vec::new()).unwrap().http, None);
+        let listen = |text| http(text).validate(Vec::new()).map(|config| config.http.unwrap().listen);
+        assert_eq!(listen("localhost:0").unwrap(), "127.0.0.1:0".parse().unwrap());
+        assert_eq!(listen("[::]:80").unwrap(), "[::]:80".parse().unwrap());
+        for text in ["", "8080", "localhost", "somewhere:80"] {
+            assert!(listen(text).unwrap_err().to_string().contains("http is"), "{text}");
         }
     }
 

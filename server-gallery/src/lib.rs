@@ -20,6 +20,8 @@
 //! - [`access`]: the registry of devices, their credentials, TLS, and the audit log.
 //! - `door`: the way in for other machines, before the broker.
 //! - [`config`]: a TOML file, the environment and flags, checked as a whole.
+//! - [`monitor`]: what happens in the server: counters, latency, the last queries, devices, live recall.
+//! - [`http`]: health, metrics, and the console.
 //! - [`serve`]: the server process, to be run by `main` or by a test.
 //! - [`commands`]: one file for each command of the binary.
 //!
@@ -38,12 +40,14 @@ pub mod config;
 mod door;
 pub mod filter;
 pub mod gallery;
+pub mod http;
 pub mod index;
 pub mod ingest;
 mod limits;
 pub mod live;
 pub mod matcher;
 mod memory;
+pub mod monitor;
 pub mod mqtt;
 pub mod password;
 pub mod progress;

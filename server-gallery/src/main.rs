@@ -18,8 +18,19 @@ Examples:
 GLIMPSE_LOG sets what is logged to standard error, as GLIMPSE_LOG=debug or glimpse_gallery=debug,rmqtt=info."
 )]
 struct Arguments {
+    /// How log lines are written to standard error
+    #[arg(long, global = true, env = "GLIMPSE_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line, for programs that collect logs
+    Json,
 }
 
 fn main() -> ExitCode {
@@ -28,11 +39,11 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("GLIMPSE_LOG").unwrap_or_else(|_| {
         EnvFilter::new("info,rmqtt=error,rmqtt_net=error,rmqtt_codec=error,rumqttc=warn,tract=warn")
     });
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
     match arguments.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

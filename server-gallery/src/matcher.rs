@@ -32,6 +32,7 @@ use crate::cache::{Key, ReplyCache};
 use crate::filter::{Condition, RawCondition};
 use crate::index::{Hit, Index, SearchOptions};
 use crate::live::Live;
+use crate::monitor::{Nearest, SeenMatch};
 use crate::view::View;
 
 /// How messages are written.
@@ -54,7 +55,7 @@ impl Encoding {
 
     /// From the content type where it is one of ours, else from the payload: a JSON object begins with `{`, and no
     /// CBOR map does.
-    fn of(content_type: Option<&str>, payload: &[u8]) -> Self {
+    pub(crate) fn of(content_type: Option<&str>, payload: &[u8]) -> Self {
         let named = content_type.and_then(|text| {
             let essence = text.split(';').next().unwrap_or_default().trim();
             [Self::Cbor, Self::Json].into_iter().find(|one| essence.eq_ignore_ascii_case(one.content_type()))
@@ -65,7 +66,8 @@ impl Encoding {
         })
     }
 
-    fn read<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, String> {
+    /// Reads a message, and says for people why it cannot.
+    pub(crate) fn read<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, String> {
         match self {
             Self::Json => serde_json::from_slice(payload).map_err(|error| error.to_string()),
             Self::Cbor => {
@@ -241,7 +243,7 @@ impl Matcher {
                 groups.entry((query.top_k, query.condition.clone())).or_default().push((place, query));
             }
         }
-        let config = *self.config.read().unwrap_or_else(PoisonError::into_inner);
+        let config = self.config();
         for ((top_k, condition), group) in groups {
             let queries: Vec<f32> =
                 group.iter().flat_map(|(_, query)| query.embedding.iter().copied()).collect();
@@ -266,6 +268,34 @@ impl Matcher {
             .collect()
     }
 
+    /// Searches again for a query as it was sent, comparing with every image; `None` where it would be refused. It costs as much
+    /// as it takes, and is not remembered.
+    pub fn search_exactly(
+        &self,
+        content_type: Option<&str>,
+        payload: &[u8],
+        top_k: usize,
+    ) -> Option<Nearest> {
+        let view = self.live.view();
+        let query = accept(&view, Encoding::of(content_type, payload), payload).ok()?;
+        let options = SearchOptions { exact: true, ..self.config().search(top_k, view.base()) };
+        let found = view.search(&query.embedding, &options, query.condition.as_ref()).pop()?;
+        let images = found.into_iter().map(|hit| (hit.image.id.to_owned(), hit.similarity)).collect();
+        Some(Nearest { generation: view.meta().generation, images })
+    }
+
+    /// The images nearest to a unit embedding, as a query of a device would be answered.
+    pub fn search_embedding(&self, embedding: &[f32], top_k: usize) -> Vec<SeenMatch> {
+        let view = self.live.view();
+        let found = view.search(embedding, &self.config().search(top_k, view.base()), None).pop();
+        let seen = |hit: Hit<'_>| SeenMatch {
+            image: hit.image.id.to_owned(),
+            label: hit.image.label.to_owned(),
+            similarity: hit.similarity,
+        };
+        found.unwrap_or_default().into_iter().map(seen).collect()
+    }
+
     /// The reply when there are more queries than can be answered: it costs no search and is not remembered. The device is
     /// told when to ask again.
     pub fn busy(request: Request<'_>, retry_after: Duration) -> Response {
@@ -277,6 +307,10 @@ impl Matcher {
         let body = ErrorBody::new(ErrorCode::Busy, message).retry_after(retry_after_ms);
         let payload = encoding.write(&ErrorReply { v: VERSION, id, error: body });
         Response { payload, encoding, id, outcome: Outcome::Refused(ErrorCode::Busy) }
+    }
+
+    fn config(&self) -> MatcherConfig {
+        *self.config.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn replies(&self) -> std::sync::MutexGuard<'_, ReplyCache> {

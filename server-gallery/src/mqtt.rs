@@ -19,19 +19,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use glimpse_protocol::topics::{GALLERY_STATUS, SHARED_QUERIES};
-use glimpse_protocol::{DeviceId, DeviceTopic, GalleryStatus};
+use glimpse_protocol::topics::{GALLERY_STATUS, SHARED_QUERIES, STATUSES};
+use glimpse_protocol::{DeviceId, DeviceStatus, DeviceTopic, GalleryStatus, MESSAGE_BYTES_MAX};
 use rand::TryRngCore;
 use rumqttc::{
     AckMode, AsyncClient, Broker, ClientError, Event, EventLoop, LastWill, LastWillProperties, MqttOptions,
-    NetworkOptions, Packet, Publish, PublishOptions, PublishProperties, QoS, SubscribeReasonCode,
-    TlsConfiguration, Transport,
+    NetworkOptions, Packet, Publish, PublishOptions, PublishProperties, QoS, SubscribeFilter,
+    SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::rustls::ClientConfig;
 
 use crate::limits::RateLimits;
 use crate::matcher::{Encoding, Matcher, Outcome, Request, Response};
+use crate::monitor::{Monitor, QueryRecord};
 use crate::session::NothingInFlight;
 
 /// The largest MQTT packet, both ways: a payload of 1 MiB, its topic and its properties.
@@ -148,6 +149,7 @@ pub async fn serve(
     config: &MqttConfig,
     pacing: watch::Receiver<Pacing>,
     matcher: Arc<Matcher>,
+    monitor: Arc<Monitor>,
     ready: impl FnOnce(),
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), MqttError> {
@@ -157,10 +159,26 @@ pub async fn serve(
     let (replies, to_publish) = mpsc::channel(waiting_max + BUSY_REPLIES_WAITING_MAX);
     let unpublished = Arc::new(AtomicUsize::new(0));
     let pace = Arc::new(Pace::default());
-    spawn_matcher(matcher.clone(), queued, replies.clone(), pace.clone(), pacing.clone())?;
+    let answering = Answering {
+        matcher: matcher.clone(),
+        monitor: monitor.clone(),
+        replies: replies.clone(),
+        pace: pace.clone(),
+        pacing: pacing.clone(),
+    };
+    answering.spawn(queued)?;
     let publisher = tokio::spawn(publish_replies(client.clone(), to_publish, unpublished.clone()));
     let limits = RateLimits::default();
-    let mut intake = Intake { client: client.clone(), jobs, replies, unpublished, limits, pace, pacing };
+    let mut intake = Intake {
+        client: client.clone(),
+        monitor: monitor.clone(),
+        jobs,
+        replies,
+        unpublished,
+        limits,
+        pace,
+        pacing,
+    };
 
     let mut ready = Some(ready);
     let mut backoff = Backoff::new();
@@ -191,11 +209,19 @@ pub async fn serve(
                 tokio::spawn(announce(client.clone(), status(&matcher, true)));
             }
             Ok(Event::Incoming(Packet::SubAck(ack))) => {
-                if let Some(reason) =
-                    ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_)))
-                {
+                let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+                // In the order of `announce`: without queries there is nothing to do, without statuses less to see.
+                if let Some(reason) = ack.return_codes.first().filter(refused) {
                     return Err(MqttError::SubscriptionRefused(format!("{reason:?}")));
                 }
+                if let Some(reason) = ack.return_codes.get(1).filter(refused) {
+                    tracing::warn!(
+                        ?reason,
+                        topic = STATUSES,
+                        "the broker refuses the devices' statuses: the console will not show them"
+                    );
+                }
+                monitor.set_subscribed(true);
                 if let Some(ready) = ready.take() {
                     ready();
                 }
@@ -208,6 +234,7 @@ pub async fn serve(
             }
             Ok(_) => {}
             Err(error) => {
+                monitor.set_subscribed(false);
                 let pause = backoff.next_pause();
                 tracing::warn!(broker = %format_args!("{}:{}", config.host, config.port), %error, ?pause, "not connected to the broker: trying again");
                 tokio::select! {
@@ -217,6 +244,7 @@ pub async fn serve(
             }
         }
     }
+    monitor.set_subscribed(false);
     drain(client, events, intake, publisher, &matcher).await;
     Ok(())
 }
@@ -241,6 +269,7 @@ pub enum MqttError {
 struct Job {
     query: Publish,
     device: DeviceId,
+    arrived: Instant,
     /// After which nobody waits for the reply.
     expires_at: Option<Instant>,
 }
@@ -253,13 +282,20 @@ impl Job {
         let seconds = query.properties.as_ref().and_then(|properties| properties.message_expiry_interval);
         let expires_at =
             seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.into())));
-        Ok(Self { query, device, expires_at })
+        Ok(Self { query, device, arrived: Instant::now(), expires_at })
     }
 
     fn request(&self) -> Request<'_> {
         let properties = self.query.properties.as_ref();
         let content_type = properties.and_then(|properties| properties.content_type.as_deref());
         Request { device: &self.device, content_type, payload: &self.query.payload }
+    }
+
+    /// What became of it, for whoever watches.
+    fn record<'a>(&'a self, response: Option<&'a Response>, began: Instant) -> QueryRecord<'a> {
+        let Request { device, content_type, payload: query } = self.request();
+        let waited = began.saturating_duration_since(self.arrived);
+        QueryRecord { device, content_type, query, response, waited, took: began.elapsed() }
     }
 
     /// What is needed to send the reply; the query itself, up to 1 MiB, is done with.
@@ -340,6 +376,7 @@ impl Pace {
 /// The event loop's end of the queues.
 struct Intake {
     client: AsyncClient,
+    monitor: Arc<Monitor>,
     jobs: mpsc::Sender<Job>,
     replies: mpsc::Sender<(Job, Option<Response>)>,
     /// Queries taken in and not yet answered: [`drain`] waits for zero.
@@ -351,6 +388,9 @@ struct Intake {
 
 impl Intake {
     fn accept(&mut self, query: Publish) {
+        if self.heard(&query) {
+            return;
+        }
         // A retained message is no question of now: it would be asked again at every start.
         let job = if query.retain { Err(query) } else { Job::of(query) };
         let job = match job {
@@ -380,47 +420,81 @@ impl Intake {
             }
         };
         let busy = Matcher::busy(job.request(), retry_after);
+        self.monitor.record(job.record(Some(&busy), Instant::now()));
         if self.replies.try_send((job.without_payload(), Some(busy))).is_err() {
             // Not acknowledged either: at QoS 1 the broker delivers it again after a reconnect.
             tracing::warn!("dropped a query: the queue of replies is full too");
             self.unpublished.fetch_sub(1, Ordering::AcqRel);
         }
     }
+
+    /// Whether the message was what a device says of itself. It came at QoS 0, and is not acknowledged.
+    fn heard(&self, said: &Publish) -> bool {
+        let topic = std::str::from_utf8(&said.topic).ok().and_then(DeviceTopic::parse);
+        let Some((device, DeviceTopic::Status)) = topic else { return false };
+        if said.payload.is_empty() {
+            self.monitor.forget(&device);
+            return true;
+        }
+        let content_type = said.properties.as_ref().and_then(|properties| properties.content_type.as_deref());
+        let readable = said.payload.len() <= MESSAGE_BYTES_MAX;
+        let status =
+            readable.then(|| Encoding::of(content_type, &said.payload).read::<DeviceStatus>(&said.payload));
+        match status {
+            Some(Ok(status)) => self.monitor.status(&device, &status, said.retain),
+            _ => {
+                tracing::debug!(%device, bytes = said.payload.len(), "passed over a status that cannot be read")
+            }
+        }
+        true
+    }
 }
 
-fn spawn_matcher(
+/// The matcher's end of the queues.
+struct Answering {
     matcher: Arc<Matcher>,
-    mut jobs: mpsc::Receiver<Job>,
+    monitor: Arc<Monitor>,
     replies: mpsc::Sender<(Job, Option<Response>)>,
     pace: Arc<Pace>,
     pacing: watch::Receiver<Pacing>,
-) -> Result<(), std::io::Error> {
-    // One thread keeps the order of a device's queries; a large gallery is searched on all cores within one query.
-    std::thread::Builder::new().name("matcher".to_owned()).spawn(move || {
-        let mut waiting = Vec::with_capacity(BATCH_MAX);
-        // Whatever waits by now, and never for more to come: the next batch is what arrives while this one is searched.
-        let batch = || pace.batch(pacing.borrow().latency_budget);
-        while jobs.blocking_recv_many(&mut waiting, batch()) > 0 {
-            let started = Instant::now();
-            let (expired, live): (Vec<Job>, Vec<Job>) = waiting.drain(..).partition(Job::expired);
-            let requests: Vec<Request<'_>> = live.iter().map(Job::request).collect();
-            let responses = matcher.answer_all(&requests);
-            if !live.is_empty() {
-                pace.measured(live.len(), started.elapsed());
-            }
-            let answered = live.into_iter().zip(responses.into_iter().map(Some));
-            for (job, response) in answered.chain(expired.into_iter().map(|job| (job, None))) {
-                match &response {
-                    Some(response) => log_response(&job.device, response),
-                    None => tracing::debug!(device = %job.device, "passed over a query that has expired"),
-                }
-                if replies.blocking_send((job.without_payload(), response)).is_err() {
+}
+
+impl Answering {
+    fn spawn(self, mut jobs: mpsc::Receiver<Job>) -> Result<(), std::io::Error> {
+        // One thread keeps the order of a device's queries; a large gallery is searched on all cores within one query.
+        std::thread::Builder::new().name("matcher".to_owned()).spawn(move || {
+            let mut waiting = Vec::with_capacity(BATCH_MAX);
+            // Whatever waits by now, and never for more to come: the next batch is what arrives while this one is searched.
+            let batch = || self.pace.batch(self.pacing.borrow().latency_budget);
+            while jobs.blocking_recv_many(&mut waiting, batch()) > 0 {
+                if self.answer(waiting.drain(..)).is_err() {
                     return;
                 }
             }
+        })?;
+        Ok(())
+    }
+
+    /// Fails when nobody takes replies any more.
+    fn answer(&self, waiting: impl Iterator<Item = Job>) -> Result<(), ()> {
+        let began = Instant::now();
+        let (expired, live): (Vec<Job>, Vec<Job>) = waiting.partition(Job::expired);
+        let requests: Vec<Request<'_>> = live.iter().map(Job::request).collect();
+        let responses = self.matcher.answer_all(&requests);
+        if !live.is_empty() {
+            self.pace.measured(live.len(), began.elapsed());
         }
-    })?;
-    Ok(())
+        let answered = live.into_iter().zip(responses.into_iter().map(Some));
+        for (job, response) in answered.chain(expired.into_iter().map(|job| (job, None))) {
+            self.monitor.record(job.record(response.as_ref(), began));
+            match &response {
+                Some(response) => log_response(&job.device, response),
+                None => tracing::debug!(device = %job.device, "passed over a query that has expired"),
+            }
+            self.replies.blocking_send((job.without_payload(), response)).map_err(drop)?;
+        }
+        Ok(())
+    }
 }
 
 fn log_response(device: &DeviceId, response: &Response) {
@@ -460,7 +534,12 @@ async fn publish_replies(
 /// Subscribes and says that the gallery is there: after every connect, because the broker may have forgotten both.
 async fn announce(client: AsyncClient, status: Vec<u8>) {
     let announced: Result<(), ClientError> = async {
-        client.subscribe(SHARED_QUERIES, QoS::AtLeastOnce).await?;
+        // Statuses are news at best: what is missed of them, the next one says.
+        let filters = [
+            SubscribeFilter::new(SHARED_QUERIES, QoS::AtLeastOnce),
+            SubscribeFilter::new(STATUSES, QoS::AtMostOnce),
+        ];
+        client.subscribe_many(filters).await?;
         client.publish(GALLERY_STATUS, status, status_options()).await
     }
     .await;

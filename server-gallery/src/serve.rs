@@ -2,6 +2,7 @@
 //! port 0.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,8 +18,10 @@ use crate::access::tls::{self, TlsError};
 use crate::broker::{Broker, BrokerError};
 use crate::config::{BrokerConfig, ClientSecurity, ClientTls, ServeConfig};
 use crate::gallery::GalleryError;
+use crate::http::{Http, HttpError, ServedGallery};
 use crate::live::Follower;
 use crate::matcher::{Matcher, UnknownPhotos};
+use crate::monitor::Monitor;
 use crate::mqtt::{self, Credentials, MqttConfig, MqttError, Pacing};
 
 /// What the server is, once it answers.
@@ -28,6 +31,8 @@ pub struct Ready {
     pub mqtt: String,
     /// The same for TLS, where the embedded broker listens for it.
     pub mqtts: Option<String>,
+    /// Address of the console, if there is one.
+    pub http: Option<SocketAddr>,
     /// The space that is served.
     pub space: SpaceId,
     /// Images in the gallery.
@@ -53,6 +58,9 @@ pub enum ServeError {
     /// TLS to an external broker cannot be set up.
     #[error("no TLS to the broker: {0}")]
     Tls(#[from] TlsError),
+    /// There is no HTTP.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The broker does not let us serve.
     #[error(transparent)]
     Mqtt(#[from] MqttError),
@@ -71,6 +79,12 @@ pub async fn run(
 ) -> Result<(), ServeError> {
     let config = reloads.borrow().clone();
     let mut shutdown = Box::pin(shutdown);
+    let monitor = Arc::new(Monitor::new());
+    // Before the gallery, which takes a while: `/readyz` says that it does.
+    let http = match &config.http {
+        Some(http) => Some(Http::start(http, &config.gallery, monitor.clone()).await?),
+        None => None,
+    };
     // A new index takes a while to make: a signal stops that too.
     let stop = Arc::new(AtomicBool::new(false));
     let mut opening = tokio::task::spawn_blocking({
@@ -103,19 +117,34 @@ pub async fn run(
         tracing::warn!("the gallery is empty: every reply will be, until photos are added");
     }
     drop(view);
-    let served = serve(Arc::new(Matcher::new(live, config.matcher)), reloads, ready, shutdown).await;
+    let matcher = Arc::new(Matcher::new(live, config.matcher));
+    let shown = Arc::new(ServedGallery::new(matcher.clone(), bundle));
+    if let Err(error) = monitor.measure_recall(shown.clone()) {
+        tracing::warn!(%error, "recall is not measured");
+    }
+    if let Some(http) = &http {
+        http.open(shown);
+    }
+    let address = http.as_ref().map(Http::address);
+    let ready = |now: Ready| ready(Ready { http: address, ..now });
+    let served = serve(matcher, reloads, monitor.clone(), ready, shutdown).await;
+    monitor.end();
+    if let Some(http) = http {
+        http.stop().await;
+    }
     // It may be in the midst of an index, and looks up between two steps.
     let _ = tokio::task::spawn_blocking(move || drop(follower)).await;
     served
 }
 
-/// As [`run`], with a gallery that is loaded already.
+/// As [`run`], with a gallery that is loaded already, and without HTTP; `monitor` is told of every query.
 ///
 /// # Errors
 /// When the broker cannot start or refuses us.
 pub async fn serve(
     matcher: Arc<Matcher>,
     reloads: watch::Receiver<ServeConfig>,
+    monitor: Arc<Monitor>,
     ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
@@ -148,7 +177,7 @@ pub async fn serve(
     let mqtts = None;
     let say_ready = {
         let view = matcher.live().view();
-        let now = Ready { mqtt, mqtts, space: view.meta().space, size: view.len() };
+        let now = Ready { mqtt, mqtts, http: None, space: view.meta().space, size: view.len() };
         move || ready(now)
     };
     let (stop, stopped) = watch::channel(false);
@@ -170,7 +199,7 @@ pub async fn serve(
     let reloading = tokio::spawn(reloading);
     let queries_waiting_max = config.queries_waiting_max;
     let config = MqttConfig { host, port, credentials, tls, persistent, queries_waiting_max };
-    let served = mqtt::serve(&config, pacing, matcher, say_ready, stopped).await;
+    let served = mqtt::serve(&config, pacing, matcher, monitor, say_ready, stopped).await;
     waiting.abort();
     reloading.abort();
     Ok(served?)
@@ -196,6 +225,7 @@ async fn follow_reloads(
             ("bundle", new.bundle != started.bundle),
             ("access", new.access != started.access),
             ("the broker", new.broker != started.broker),
+            ("http", new.http != started.http),
             ("queries_waiting_max", new.queries_waiting_max != started.queries_waiting_max),
         ];
         let fixed: Vec<&str> = fixed.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();

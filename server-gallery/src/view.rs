@@ -150,11 +150,19 @@ impl View {
 
     /// All images, in the order of their ids.
     pub fn images(&self) -> impl Iterator<Item = Entry<'_>> {
-        let mut base = (0..self.base.len() as u32)
+        self.images_after(None)
+    }
+
+    /// All images whose ids are greater than one, or all, in the order of their ids.
+    pub fn images_after(&self, id: Option<&str>) -> impl Iterator<Item = Entry<'_>> {
+        let from = |images: &Catalogue| id.map_or(0, |id| images.after(id));
+        let mut base = (from(self.base.images())..self.base.len() as u32)
             .filter(|row| self.delta.gone.binary_search(row).is_err())
             .map(|row| self.base.images().get(row))
             .peekable();
-        let mut put = self.delta.index.iter().flat_map(|index| index.images().iter()).peekable();
+        let first = self.delta.index.as_ref().map_or(0, |index| from(index.images()));
+        let put = self.delta.index.iter().flat_map(|index| index.images().iter());
+        let mut put = put.skip(first as usize).peekable();
         std::iter::from_fn(move || match (base.peek(), put.peek()) {
             (Some(old), Some(new)) if new.id < old.id => put.next(),
             (None, _) => put.next(),
@@ -362,6 +370,12 @@ mod tests {
                     assert_eq!(view.count(condition), whole.count(condition));
                 }
             }
+        }
+        for id in ["", "0003", "0031x", "9"] {
+            let ids = |view: &View| {
+                view.images_after(Some(id)).map(|image| image.id.to_owned()).collect::<Vec<_>>()
+            };
+            assert_eq!(ids(&view), ids(&whole), "after {id}");
         }
         for number in 0..70 {
             let id = format!("{number:04}");

@@ -10,12 +10,13 @@ use glimpse_gallery::config::{RawConfig, RawSecurity, ServeConfig};
 use glimpse_gallery::index::{Index, IndexOptions};
 use glimpse_gallery::live::Live;
 use glimpse_gallery::matcher::{Encoding, Matcher, MatcherConfig};
+use glimpse_gallery::monitor::Monitor;
 use glimpse_gallery::serve::{self, Ready};
 use glimpse_gallery::store::{Attributes, Features, Image, Meta, Snapshot, State};
 use glimpse_gallery::view::View;
 use glimpse_protocol::{
-    Codec, Embedding, ErrorCode, ErrorReply, GalleryStatus, Query, QueryId, Reply, SpaceId,
-    topics::GALLERY_STATUS,
+    Codec, DeviceId, DeviceStatus, Embedding, ErrorCode, ErrorReply, GalleryStatus, Query, QueryId, Reply,
+    SpaceId, topics::GALLERY_STATUS,
 };
 use rumqttc::{
     AsyncClient, Event, Incoming, LastWill, MqttOptions, NetworkOptions, PubAckReason, Publish,
@@ -52,6 +53,7 @@ fn matcher() -> Arc<Matcher> {
 
 struct Server {
     address: SocketAddr,
+    monitor: Arc<Monitor>,
     stop: oneshot::Sender<()>,
     running: tokio::task::JoinHandle<()>,
     /// For the audit log.
@@ -79,15 +81,17 @@ impl Server {
         .unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, is_ready) = oneshot::channel();
+        let monitor = Arc::new(Monitor::new());
+        let watching = monitor.clone();
         let running = tokio::spawn(async move {
             let say = |now: Ready| ready.send(now).unwrap();
             let stopped = async move { drop(stopped.await) };
             let (_reload, reloads) = watch::channel(config);
-            serve::serve(matcher(), reloads, say, stopped).await.unwrap();
+            serve::serve(matcher(), reloads, watching, say, stopped).await.unwrap();
         });
         let ready: Ready = tokio::time::timeout(WAIT, is_ready).await.unwrap().unwrap();
         assert_eq!((ready.space, ready.size), (SPACE, D));
-        Self { address: ready.mqtt.parse().unwrap(), stop, running, _access: access }
+        Self { address: ready.mqtt.parse().unwrap(), monitor, stop, running, _access: access }
     }
 
     async fn stop(self) {
@@ -175,7 +179,7 @@ fn query(id: u8, axis: usize) -> Query {
     Query::new(QueryId::from_bytes([id; 16]), SPACE, Embedding::encode(Codec::I8, &components).unwrap(), 2)
 }
 
-fn cbor(query: &Query) -> Vec<u8> {
+fn cbor<T: serde::Serialize>(query: &T) -> Vec<u8> {
     Encoding::Cbor.write(query)
 }
 
@@ -308,6 +312,61 @@ async fn the_retained_status_says_online_and_then_offline() {
     server.stop().await;
     let status: GalleryStatus = ciborium::from_reader(&*device.publish_received().await.payload).unwrap();
     assert!(!status.online);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_monitor_sees_every_query_and_what_devices_say_of_themselves() {
+    let server = Server::start().await;
+    assert!(server.monitor.subscribed());
+    let mut device = Device::connect(&server, "cam-1").await;
+    device.subscribe(REPLY).await;
+    let status = |online, outbox| {
+        let version = "9.8.7".try_into().unwrap();
+        cbor(&DeviceStatus { online, version, space: SPACE, outbox })
+    };
+    let say = |payload: Vec<u8>| {
+        let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+        device.client.publish("glimpse/v1/devices/cam-1/status", payload, options)
+    };
+    say(status(true, 3)).await.unwrap();
+    // None of these is a status, and none does harm.
+    say(b"\xff\xff".to_vec()).await.unwrap();
+    device.ask(QUERY, cbor(&query(1, 3)), PublishProperties::default()).await;
+    device.ask(QUERY, cbor(&query(1, 3)), PublishProperties::default()).await;
+    device.ask(QUERY, b"no query".to_vec(), PublishProperties::default()).await;
+    for _ in 0..3 {
+        device.publish_received().await;
+    }
+    let cam = DeviceId::new("cam-1").unwrap();
+    let known = || server.monitor.device(&cam);
+    until(|| known().is_some_and(|known| known.online == Some(true))).await;
+    let seen = known().unwrap();
+    assert_eq!((seen.version.as_deref(), seen.space, seen.outbox), (Some("9.8.7"), Some(SPACE), Some(3)));
+    assert_eq!((seen.queries, seen.refused), (3, 1));
+    assert_eq!(server.monitor.totals().counts, [1, 1, 1, 0, 0]);
+    let first = server.monitor.queries()[2].view(10);
+    assert_eq!((first.matches[0].image.as_str(), first.generation), ("image-3.jpg", Some(5)));
+
+    let options = PublishOptions::new(QoS::AtLeastOnce).retained();
+    device
+        .client
+        .publish("glimpse/v1/devices/cam-1/status", status(false, 0), options.clone())
+        .await
+        .unwrap();
+    until(|| known().is_some_and(|known| known.online == Some(false))).await;
+    device.client.publish("glimpse/v1/devices/cam-1/status", Vec::new(), options).await.unwrap();
+    until(|| known().is_none()).await;
+    let monitor = server.monitor.clone();
+    server.stop().await;
+    assert!(!monitor.subscribed());
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < WAIT, "it did not come about");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -453,8 +512,10 @@ async fn a_restarted_server_takes_up_the_session_that_its_broker_kept() {
     .unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async move { drop(stopped.await) };
-    let running =
-        tokio::spawn(async move { serve::serve(matcher(), watch::channel(config).1, |_| (), stopped).await });
+    let monitor = Arc::new(Monitor::new());
+    let running = tokio::spawn(async move {
+        serve::serve(matcher(), watch::channel(config).1, monitor, |_| (), stopped).await
+    });
     for connection in 0..2 {
         let (mut stream, _) = tokio::time::timeout(WAIT, broker.accept()).await.unwrap().unwrap();
         // MQTT 5: session present, success, no properties.

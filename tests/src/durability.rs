@@ -279,7 +279,10 @@ impl<'a> Victim<'a> {
     /// A server that follows the gallery; it is up after a moment, or is killed before.
     fn serve(&self) -> anyhow::Result<Child> {
         let mut command = self.command("serve");
-        command.args(["--listen", "127.0.0.1:0"]).arg("--bundle").arg(self.place.join("bundle"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--http", "none"])
+            .arg("--bundle")
+            .arg(self.place.join("bundle"));
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -100,6 +100,14 @@ impl Fixture {
         Server::start_with(flags, &self.programs, &self.gallery(), &workspace::bundle(), &log)
     }
 
+    /// The same, with its console on this address.
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub fn serve_at(&self, http: &str) -> anyhow::Result<Server> {
+        self.serve_with(&["--listen", "127.0.0.1:0", "--http", http])
+    }
+
     /// Runs `glimpse-gallery devices` with these words, and `input` at its standard input; returns what it prints.
     ///
     /// # Errors

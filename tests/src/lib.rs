@@ -10,6 +10,7 @@
 //! - [`authority`]: certificates for tests.
 //! - [`stranger`]: an MQTT client by hand, for what no well-behaved client does.
 //! - [`foreign`]: an MQTT client and an ONNX engine that are not ours, in Python.
+//! - [`browser`]: a headless Chromium, driven by a script in Python.
 //! - [`durability`]: kills at random moments, and damaged files.
 //! - [`load`]: a thousand simulated devices, for `make bench-server`.
 //! - [`demo`]: what `make demo` runs.
@@ -17,6 +18,7 @@
 //! This crate links no program of ours: what it knows of them is what a user knows.
 
 pub mod authority;
+pub mod browser;
 pub mod demo;
 pub mod durability;
 pub mod fixture;

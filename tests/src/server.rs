@@ -45,13 +45,11 @@ impl Server {
         bundle: &Path,
         log: &Path,
     ) -> anyhow::Result<Self> {
-        let mut command = programs.gallery();
-        command.arg("serve").arg("--gallery").arg(gallery).arg("--bundle").arg(bundle);
-        command.args(["--listen", address]);
-        Self::spawn(command, log)
+        Self::start_with(&["--listen", address], programs, gallery, bundle, log)
     }
 
-    /// The same with more flags, `--listen` among them or not.
+    /// The same with more flags, `--listen` among them or not. There is no console unless they say where: its usual port is for
+    /// one server of a machine.
     ///
     /// # Errors
     /// As [`Server::start`].
@@ -64,6 +62,9 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let mut command = programs.gallery();
         command.arg("serve").arg("--gallery").arg(gallery).arg("--bundle").arg(bundle).args(flags);
+        if !flags.contains(&"--http") {
+            command.args(["--http", "none"]);
+        }
         Self::spawn(command, log)
     }
 

@@ -18,6 +18,16 @@ pub fn reports() -> PathBuf {
     root().join("target/reports")
 }
 
+/// Where pictures of the console go: `target/screenshots`, made where it is missing.
+///
+/// # Errors
+/// Where it cannot be made.
+pub fn screenshots() -> std::io::Result<PathBuf> {
+    let folder = root().join("target/screenshots");
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
 /// The committed space bundle: `models/demo`.
 pub fn bundle() -> PathBuf {
     root().join("models/demo")

@@ -140,7 +140,7 @@ fn a_server_reads_its_configuration_again_and_keeps_the_old_one_when_it_is_wrong
     let config = fixture.path("gallery.toml");
     std::fs::write(&config, "unknown = \"matched\"\n").unwrap();
     let mut command = fixture.programs.gallery();
-    command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(&config);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--http", "none", "--config"]).arg(&config);
     command.arg("--gallery").arg(fixture.gallery()).arg("--bundle").arg(workspace::bundle());
     let server = Server::spawn(command, &fixture.path("server.log")).unwrap();
     let photo = &fixture.queries[0].photo;

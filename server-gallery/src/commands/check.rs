@@ -59,6 +59,13 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         }
     }
     if let Some(config) = config {
+        found.push(match &config.http {
+            Some(http) => format!("console  http://{}", http.listen),
+            None => "console  none".to_owned(),
+        });
+        if let Some(Err(error)) = config.http.as_ref().map(|http| http.check(&config.gallery)) {
+            problems.push(error.to_string());
+        }
         check_broker(&config, &mut found, &mut problems);
     }
     for line in found {

@@ -5,12 +5,14 @@ mod backup;
 mod bench;
 mod check;
 mod compact;
+mod console_password;
 mod devices;
 mod export;
 mod import;
 mod index;
 mod ingest;
 mod list;
+mod manual;
 mod remove;
 mod search;
 mod serve;
@@ -59,6 +61,12 @@ pub enum Command {
     /// Add, revoke, remove and list the devices that may connect
     #[command(subcommand)]
     Devices(devices::DevicesCommand),
+    /// Set the password of the console: asked for on a terminal, or the first line of a file or of standard input
+    ConsolePassword(console_password::ConsolePasswordArgs),
+    /// Write the manual pages into a folder
+    Man(manual::ManArgs),
+    /// Write what completes the commands in a shell to standard output
+    Completions(manual::CompletionsArgs),
     /// Measure how fast this machine searches, and what it finds
     Bench(bench::BenchArgs),
 }
@@ -86,6 +94,9 @@ impl Command {
             Self::Import(args) => args.run(),
             Self::Check(args) => check::run(args),
             Self::Devices(command) => command.run(),
+            Self::ConsolePassword(args) => args.run(),
+            Self::Man(args) => args.run(),
+            Self::Completions(args) => args.run(),
             Self::Bench(args) => args.run(),
         }
     }
@@ -119,7 +130,7 @@ makes the server read its certificate again; devices that are added or revoked i
 Photos that other commands add or remove are seen within a fraction of a second.
 
 When queries are answered, one line is written to standard output:
-  ready mqtt=127.0.0.1:1883 space=0123.. size=350
+  ready mqtt=127.0.0.1:1883 http=127.0.0.1:8080 space=0123.. size=350
 followed by mqtts=0.0.0.0:8883 where it listens for TLS.")]
 pub struct ServeArgs {
     /// TOML file with any of the settings below
@@ -168,6 +179,13 @@ pub struct ServeArgs {
     /// or than a similarity [default: matched]
     #[arg(long, env = "GLIMPSE_UNKNOWN", value_name = "matched|learned|SIMILARITY")]
     unknown: Option<String>,
+    /// Address of console, health and metrics; `none` for none. Beyond this machine it needs a password
+    /// (`console-password`) [default: 127.0.0.1:8080]
+    #[arg(long, env = "GLIMPSE_HTTP", value_name = "ADDRESS:PORT")]
+    http: Option<String>,
+    /// File with the token that /metrics asks other machines for [default: they must log in]
+    #[arg(long, env = "GLIMPSE_METRICS_TOKEN", value_name = "FILE")]
+    metrics_token: Option<PathBuf>,
     #[command(flatten)]
     security: RawSecurity,
 }
@@ -191,6 +209,8 @@ impl ServeArgs {
             recall,
             expand,
             unknown,
+            http,
+            metrics_token,
             security,
         } = self;
         let flags = RawConfig {
@@ -208,6 +228,8 @@ impl ServeArgs {
             recall,
             expand,
             unknown,
+            http,
+            metrics_token,
             security,
         };
         let mut problems = Vec::new();

@@ -47,10 +47,11 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 fn say_ready(ready: Ready) {
-    let Ready { mqtt, mqtts, space, size } = ready;
+    let Ready { mqtt, mqtts, http, space, size } = ready;
+    let http = http.map_or_else(String::new, |address| format!(" http={address}"));
     let mqtts = mqtts.map_or_else(String::new, |address| format!(" mqtts={address}"));
     // Who started the server may have closed its output; it serves all the same.
-    if let Err(error) = write_line(format_args!("ready mqtt={mqtt} space={space} size={size}{mqtts}")) {
+    if let Err(error) = write_line(format_args!("ready mqtt={mqtt}{http} space={space} size={size}{mqtts}")) {
         tracing::warn!(%error, "could not say that the server is ready");
     }
 }

@@ -165,7 +165,9 @@ fn loaded(arguments: &Arguments, programs: &Programs, place: &Path) -> anyhow::R
         .arg(&gallery)
         .arg("--bundle")
         .arg(&bundle);
-    command.args(["--listen", "127.0.0.1:0"]).args(["--clients-max", &(arguments.devices + 10).to_string()]);
+    command
+        .args(["--listen", "127.0.0.1:0", "--http", "none"])
+        .args(["--clients-max", &(arguments.devices + 10).to_string()]);
     let server = Server::spawn(command, &place.join("server.log"))?;
     let ready_s = started.elapsed().as_secs_f64();
     let rss_ready = resident(server.id())?;

@@ -1,0 +1,169 @@
+//! `console-password`: the password of the console, kept as a hash that only this user can read.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+
+use super::write_line;
+use crate::http::PASSWORD_FILE;
+use crate::password::{self, PASSWORD_BYTES_MAX};
+
+/// What is shorter is guessed, whatever the server does about guessing.
+const PASSWORD_CHARS_MIN: usize = 8;
+
+/// Arguments of `console-password`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  glimpse-gallery console-password --gallery gallery
+  glimpse-gallery console-password --gallery gallery --password-file /run/secrets/console
+
+A server that runs takes the new password at once, and whoever is logged in has to log in again.")]
+pub struct ConsolePasswordArgs {
+    /// Folder of the gallery
+    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
+    gallery: PathBuf,
+    /// Read the password from the first line of this file
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+impl ConsolePasswordArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        ensure!(
+            self.gallery.is_dir(),
+            "{} holds no gallery: make one with `glimpse-gallery ingest`",
+            self.gallery.display()
+        );
+        let password = match &self.password_file {
+            Some(file) => {
+                let opened =
+                    std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+                first_line(std::io::BufReader::new(opened))?
+            }
+            None if std::io::stdin().is_terminal() => ask_twice()?,
+            None => first_line(std::io::stdin().lock())?,
+        };
+        let chars = password.chars().count();
+        ensure!(
+            chars >= PASSWORD_CHARS_MIN,
+            "the password has {chars} characters, and at least {PASSWORD_CHARS_MIN} are needed"
+        );
+        let file = self.gallery.join(PASSWORD_FILE);
+        write_private(&file, &password::hash(&password)?)?;
+        write_line(format_args!("{}", file.display()))
+    }
+}
+
+fn first_line(from: impl std::io::BufRead) -> anyhow::Result<String> {
+    let mut line = String::new();
+    from.take(PASSWORD_BYTES_MAX as u64 + 2).read_line(&mut line).context("cannot read the password")?;
+    Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+fn ask_twice() -> anyhow::Result<String> {
+    let first = ask("password of the console: ")?;
+    if ask("once more: ")? != first {
+        bail!("these were two different passwords: nothing is changed");
+    }
+    Ok(first)
+}
+
+/// Asks on the terminal, which does not show what is typed.
+fn ask(prompt: &str) -> anyhow::Result<String> {
+    let mut terminal = std::io::stderr();
+    terminal.write_all(prompt.as_bytes())?;
+    let line = {
+        let _silent = Silent::begin()?;
+        first_line(std::io::stdin().lock())
+    };
+    terminal.write_all(b"\n")?;
+    line
+}
+
+/// The terminal without echo, until it is dropped.
+struct Silent(Termios);
+
+impl Silent {
+    fn begin() -> anyhow::Result<Self> {
+        let before = tcgetattr(std::io::stdin()).context("cannot silence the terminal")?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(std::io::stdin(), OptionalActions::Flush, &silent)
+            .context("cannot silence the terminal")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        // The terminal may be gone, and then needs no echo.
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0);
+    }
+}
+
+/// Replaces a file whole, for this user alone.
+fn write_private(file: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = file.parent().context("the file is in the gallery's folder")?;
+    let written = || -> std::io::Result<()> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let new = file.with_extension("new");
+        // What an interrupted run left has whatever mode it has.
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        opened.write_all(text.as_bytes())?;
+        opened.write_all(b"\n")?;
+        opened.sync_all()?;
+        std::fs::rename(&new, file)?;
+        std::fs::File::open(folder)?.sync_all()
+    };
+    written().with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn set(gallery: &Path, text: &str) -> anyhow::Result<()> {
+        let file = gallery.join("given");
+        std::fs::write(&file, text).unwrap();
+        ConsolePasswordArgs { gallery: gallery.to_owned(), password_file: Some(file) }.run()
+    }
+
+    #[test]
+    fn the_password_is_kept_as_a_hash_that_only_its_owner_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["correct horse\nsecond line\n", "another horse"] {
+            set(dir.path(), text).unwrap();
+            let file = dir.path().join(PASSWORD_FILE);
+            let kept = std::fs::read_to_string(&file).unwrap();
+            assert!(password::verify(text.lines().next().unwrap().as_bytes(), kept.trim()), "{kept}");
+            assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(
+                std::fs::metadata(dir.path().join("access")).unwrap().permissions().mode() & 0o777,
+                0o700
+            );
+        }
+    }
+
+    #[test]
+    fn a_short_password_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["", "\n", "seven77"] {
+            assert!(set(dir.path(), text).unwrap_err().to_string().contains("at least 8"), "{text}");
+        }
+        let error = set(dir.path(), &"x".repeat(2000)).unwrap_err();
+        assert!(error.to_string().contains("1024"), "{error}");
+        let nowhere = ConsolePasswordArgs { gallery: "no/gallery".into(), password_file: None };
+        assert!(nowhere.run().unwrap_err().to_string().contains("holds no gallery"));
+    }
+}
