@@ -61,22 +61,29 @@ if PYTHONPATH="$cache/packages" timeout 600 "$python" -m playwright install --on
 fi
 
 [ "$(uname -s)" = Linux ] || cannot "there is no Chromium, and Playwright's cannot be downloaded"
-for program in apt-get apt-cache dpkg-deb; do
+for program in apt-get dpkg-deb; do
     command -v "$program" >/dev/null || cannot "there is no Chromium, Playwright's does not come or run, and there is no $program"
 done
-say "downloading Debian's Chromium with what it needs (150 MB)"
+say "downloading Debian's Chromium with what it needs and this machine has not (150 MB)"
 archives="$cache/archives"
-mkdir -p "$archives"
-# What every machine that runs our programs has stays out: the C library must be the one of its loader.
-mapfile -t packages < <(
-    apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
-        chromium chromium-headless-shell fonts-dejavu-core 2>>"$log" | grep '^[a-z0-9]' | grep -vE '^(libc6|libc-bin|libcrypt1|debconf|dpkg|perl.*)$' | sort -u
-)
-[ ${#packages[@]} -gt 10 ] || cannot "apt knows no Chromium: run apt-get update"
-for package in "${packages[@]}"; do
-    # One by one: what is only virtual has no file, and is provided by another.
-    (cd "$archives" && compgen -G "${package}_*.deb" >/dev/null || apt-get download -qq "$package" >>"$log" 2>&1) || true
-done
+mkdir -p "$archives/partial"
+# apt resolves as for an installation, and then only downloads: nobody need be root, and nothing is locked. APT_STATUS names another
+# list of what is installed, so that the script can be tried where everything is.
+options=(-y -qq --no-install-recommends -o Debug::NoLocking=1 -o "Dir::Cache::archives=$archives"
+    -o "Dir::State::status=${APT_STATUS:-/var/lib/dpkg/status}" -o "APT::Sandbox::User=$(id -un)")
+fetch() {
+    local package
+    for package in chromium-headless-shell chromium; do
+        if apt-get "${options[@]}" --download-only install "$package" fonts-dejavu-core >>"$log" 2>&1; then return; fi
+    done
+    return 1
+}
+if ! fetch; then
+    # The machine's own lists may be missing or old.
+    mkdir -p "$cache/lists/partial"
+    options+=(-o "Dir::State::lists=$cache/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=")
+    apt-get "${options[@]}" update >>"$log" 2>&1 && fetch || cannot "apt gives no Chromium: $(grep '^E:' "$log" | tail -n 1)"
+fi
 tree="$cache/debian"
 rm -rf "$tree"
 mkdir -p "$tree"
@@ -84,8 +91,8 @@ for package in "$archives"/*.deb; do
     dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner -C "$tree" || cannot "$package cannot be unpacked"
 done
 program="$tree/usr/lib/chromium/chromium"
-if [ -x "$tree/usr/lib/chromium/headless_shell" ]; then program="$tree/usr/lib/chromium/headless_shell"; fi
-[ -x "$program" ] || cannot "Debian's Chromium cannot be downloaded: $(tail -n 1 "$log")"
+if [ -x "$program-headless-shell" ]; then program="$program-headless-shell"; fi
+[ -x "$program" ] || cannot "Debian's Chromium has another place than was known: look in $tree"
 triple=$(cc -print-multiarch 2>/dev/null || echo "$(uname -m)-linux-gnu")
 cat >"$cache/fonts.conf" <<END
 <?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
