@@ -16,7 +16,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-gpu python-packages browser clean
+.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,7 +25,7 @@ demo: ## recognise the demo's real photos from a simulated device, over MQTT
 	$(CARGO) build --release $(PROGRAMS)
 	CARGO_MANIFEST_DIR=$(CURDIR)/tests $(TARGET)/release/glimpse-demo
 
-test: python-packages weights browser ## every test: units, programs end to end, a foreign MQTT client, onnxruntime
+test: python-packages weights browser mosquitto ## every test: units, programs end to end, a foreign MQTT client, onnxruntime
 	$(CARGO) fmt --all --check
 	$(PYTHON) -m unittest discover -s tools/data -p 'test_*.py'
 	$(CARGO) build --release --workspace --bins --tests
@@ -102,6 +102,10 @@ $(CACHE)/python/.installed: tests/python/requirements.txt
 # A headless browser with its driver, for the tests of the console; it says why where it cannot be had, and they are left out.
 browser: ## fetch what tests the console in a browser (nothing is installed)
 	PYTHON=$(PYTHON) tools/browser/fetch.sh || { test $$? = 3 && test "$$CI" != true; }
+
+# The broker that is not ours.
+mosquitto: ## fetch what tests the server with another broker (nothing is installed)
+	tools/mosquitto/fetch.sh || { test $$? = 3 && test "$$CI" != true; }
 
 clean: ## remove what was built (data/ and caches stay)
 	$(CARGO) clean

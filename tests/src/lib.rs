@@ -13,6 +13,7 @@
 //! - [`browser`]: a headless Chromium, driven by a script in Python.
 //! - [`durability`]: kills at random moments, and damaged files.
 //! - [`load`]: a thousand simulated devices, for `make bench-server`.
+//! - [`mosquitto`]: a broker that is not ours.
 //! - [`demo`]: what `make demo` runs.
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
@@ -24,6 +25,7 @@ pub mod durability;
 pub mod fixture;
 pub mod foreign;
 pub mod load;
+pub mod mosquitto;
 pub mod programs;
 pub mod queries;
 pub mod server;

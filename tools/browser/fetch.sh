@@ -60,51 +60,24 @@ if PYTHONPATH="$cache/packages" timeout 600 "$python" -m playwright install --on
     if [ -n "$found" ] && works "$found"; then take "$found"; done_with; fi
 fi
 
-[ "$(uname -s)" = Linux ] || cannot "there is no Chromium, and Playwright's cannot be downloaded"
-for program in apt-get dpkg-deb; do
-    command -v "$program" >/dev/null || cannot "there is no Chromium, Playwright's does not come or run, and there is no $program"
-done
-say "downloading Debian's Chromium with what it needs and this machine has not (150 MB)"
-archives="$cache/archives"
-mkdir -p "$archives/partial"
-# apt resolves as for an installation, and then only downloads: nobody need be root, and nothing is locked. APT_STATUS names another
-# list of what is installed, so that the script can be tried where everything is.
-options=(-y -qq --no-install-recommends -o Debug::NoLocking=1 -o "Dir::Cache::archives=$archives"
-    -o "Dir::State::status=${APT_STATUS:-/var/lib/dpkg/status}" -o "APT::Sandbox::User=$(id -un)")
-fetch() {
-    local package
-    for package in chromium-headless-shell chromium; do
-        if apt-get "${options[@]}" --download-only install "$package" fonts-dejavu-core >>"$log" 2>&1; then return; fi
-    done
-    return 1
-}
-if ! fetch; then
-    # The machine's own lists may be missing or old.
-    mkdir -p "$cache/lists/partial"
-    options+=(-o "Dir::State::lists=$cache/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=")
-    apt-get "${options[@]}" update >>"$log" 2>&1 && fetch || cannot "apt gives no Chromium: $(grep '^E:' "$log" | tail -n 1)"
-fi
+say "there is no Chromium, and Playwright's does not come or run: downloading Debian's with what it needs (150 MB)"
 tree="$cache/debian"
-rm -rf "$tree"
-mkdir -p "$tree"
-for package in "$archives"/*.deb; do
-    dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner -C "$tree" || cannot "$package cannot be unpacked"
-done
+status=0
+libraries=$("$here/../debian/unpack.sh" "$tree" chromium-headless-shell chromium -- fonts-dejavu-core) || status=$?
+[ "$status" = 0 ] || cannot "$libraries"
 program="$tree/usr/lib/chromium/chromium"
 if [ -x "$program-headless-shell" ]; then program="$program-headless-shell"; fi
 [ -x "$program" ] || cannot "Debian's Chromium has another place than was known: look in $tree"
-triple=$(cc -print-multiarch 2>/dev/null || echo "$(uname -m)-linux-gnu")
 cat >"$cache/fonts.conf" <<END
 <?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig><dir>$tree/usr/share/fonts</dir><cachedir>$cache/fonts</cachedir></fontconfig>
 END
 cat >"$cache/debian-chromium" <<END
 #!/bin/sh
-export LD_LIBRARY_PATH="$tree/usr/lib/$triple:$tree/lib/$triple:$tree/usr/lib/chromium" FONTCONFIG_FILE="$cache/fonts.conf"
+export LD_LIBRARY_PATH="$libraries:$tree/usr/lib/chromium" FONTCONFIG_FILE="$cache/fonts.conf"
 exec "$program" "\$@"
 END
 chmod +x "$cache/debian-chromium"
 works "$cache/debian-chromium" || cannot "Debian's Chromium does not run here: $(tail -n 1 "$log")"
 take "$cache/debian-chromium"
-rm -rf "$archives"
 done_with

@@ -20,7 +20,7 @@ const OCTAVES: std::ops::RangeInclusive<u32> = 6..=24;
 const DEVICE_STATES: [&str; 3] = ["online", "offline", "unknown"];
 
 /// Name, kind and meaning of every metric.
-pub const METRICS: [(&str, &str, &str); 20] = [
+pub const METRICS: [(&str, &str, &str); 23] = [
     ("glimpse_build_info", "gauge", "1, with the version of the program and the space that it serves"),
     ("glimpse_start_time_seconds", "gauge", "When the process started, Unix time"),
     ("glimpse_ready", "gauge", "1 while the gallery is loaded and queries arrive"),
@@ -74,8 +74,8 @@ pub fn write(monitor: &Monitor, gallery: Option<&Description>, console: Console)
         text.one("glimpse_gallery_images", gallery.size as f64);
         text.one("glimpse_gallery_generation", gallery.generation as f64);
         text.one("glimpse_gallery_changes", gallery.changes as f64);
-        text.one("glimpse_gallery_indexing", number(gallery.indexing));
-        text.one("glimpse_gallery_behind", number(gallery.trouble.is_some()));
+        text.one("glimpse_gallery_indexing", f64::from(u8::from(gallery.indexing)));
+        text.one("glimpse_gallery_behind", f64::from(u8::from(gallery.trouble.is_some())));
     }
     devices(&mut text, monitor);
     text.one("glimpse_console_sessions", console.sessions as f64);
