@@ -577,8 +577,9 @@ async fn an_external_broker_is_met_by_tls_with_a_login_and_a_certificate() {
     .unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async move { drop(stopped.await) };
-    let running =
-        tokio::spawn(async move { serve::serve(matcher(), &config, |_| (), stopped, Arc::default()).await });
+    let running = tokio::spawn(async move {
+        serve::serve(matcher(), watch::channel(config).1, Arc::new(Monitor::new()), |_| (), stopped).await
+    });
     let (stream, _) = tokio::time::timeout(WAIT, broker.accept()).await.unwrap().unwrap();
     let mut stream = TlsAcceptor::from(Arc::new(tls)).accept(stream).await.unwrap();
     assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0], *ours.cert.der());
