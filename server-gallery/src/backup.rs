@@ -25,13 +25,29 @@ pub fn backup(from: &Path, to: &Path) -> Result<Copied, StoreError> {
     if to.join(FILE).exists() {
         return Err(StoreError::Exists(to.to_owned()));
     }
-    let copied = draft(from, to)?;
-    std::fs::rename(to.join(DRAFT), to.join(FILE)).and_then(|()| sync(to)).map_err(io)?;
-    // An index is only ever replaced as a whole, and says of which generation it is.
-    if from.join(INDEX).is_file() {
-        std::fs::copy(from.join(INDEX), to.join(INDEX)).map_err(io)?;
-    }
+    let (copied, draft) = draft(from, to)?;
+    // Not over one that somebody else has made meanwhile.
+    draft.persist_noclobber(to.join(FILE)).map_err(|error| match error.error.kind() {
+        std::io::ErrorKind::AlreadyExists => StoreError::Exists(to.to_owned()),
+        _ => io(error.error),
+    })?;
+    sync(to).map_err(io)?;
+    copy_index(from, to);
     Ok(copied)
+}
+
+/// An index is only ever replaced as a whole, and says of which generation it is. Without it one is made.
+fn copy_index(from: &Path, to: &Path) {
+    let copy = || -> std::io::Result<()> {
+        let draft = draft_in(to)?;
+        std::fs::copy(from.join(INDEX), &draft)?;
+        Ok(draft.persist(to.join(INDEX)).map_err(|error| error.error)?)
+    };
+    if from.join(INDEX).is_file()
+        && let Err(error) = copy()
+    {
+        tracing::warn!(%error, "the index was not copied: one will be made");
+    }
 }
 
 /// Puts a copy in the place of the gallery in `to`, whose old content is kept under another name.
@@ -41,17 +57,13 @@ pub fn backup(from: &Path, to: &Path) -> Result<Copied, StoreError> {
 pub fn restore(from: &Path, to: &Path) -> Result<Copied, StoreError> {
     let io = |source| StoreError::Io { path: to.to_owned(), source };
     std::fs::create_dir_all(to).map_err(io)?;
-    let copied = draft(from, to)?;
+    let (copied, draft) = draft(from, to)?;
     let place = to.join(FILE);
     let exchange = || -> std::io::Result<()> {
         if place.exists() {
-            let kept = to.join(format!("{FILE}.before-restore"));
-            match std::fs::remove_file(&kept) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => std::fs::hard_link(&place, kept)?,
-            }
+            keep(&place, &to.join(format!("{FILE}.before-restore")))?;
         }
-        std::fs::rename(to.join(DRAFT), &place)?;
+        draft.persist(&place).map_err(|error| error.error)?;
         sync(to)
     };
     if place.exists() {
@@ -65,24 +77,41 @@ pub fn restore(from: &Path, to: &Path) -> Result<Copied, StoreError> {
     } else {
         exchange().map_err(io)?;
     }
+    copy_index(from, to);
     Ok(copied)
 }
 
-const DRAFT: &str = "gallery.redb.new";
+/// Gives what is at a place another name too. Where a file cannot have two, it is moved, and the place is empty for a moment.
+fn keep(place: &Path, kept: &Path) -> std::io::Result<()> {
+    let linked = kept.with_extension("new");
+    let _ = std::fs::remove_file(&linked);
+    match std::fs::hard_link(place, &linked) {
+        Ok(()) => std::fs::rename(linked, kept),
+        Err(_) => std::fs::rename(place, kept),
+    }
+}
+
+/// A file with a name of its own, which goes when it is not renamed.
+fn draft_in(folder: &Path) -> std::io::Result<tempfile::TempPath> {
+    Ok(tempfile::Builder::new().prefix(".draft-").tempfile_in(folder)?.into_temp_path())
+}
 
 /// A checked copy beside the place where it will be.
-fn draft(from: &Path, to: &Path) -> Result<Copied, StoreError> {
+fn draft(from: &Path, to: &Path) -> Result<(Copied, tempfile::TempPath), StoreError> {
     let now = Reader::open(from)?.now()?;
-    let draft = to.join(DRAFT);
-    match std::fs::remove_file(&draft) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(StoreError::Io { path: draft, source });
-        }
-        _ => {}
+    let draft = draft_in(to).map_err(|source| StoreError::Io { path: to.to_owned(), source })?;
+    // As the file whose place it takes; a draft is its owner's alone.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let usual = std::fs::Permissions::from_mode(0o644);
+        let permissions = std::fs::metadata(to.join(FILE)).map_or(usual, |metadata| metadata.permissions());
+        let set = std::fs::set_permissions(&draft, permissions);
+        set.map_err(|source| StoreError::Io { path: to.to_owned(), source })?;
     }
     let progress = Progress::new("copying", usize::try_from(now.len()).unwrap_or(usize::MAX));
     copy(&now, &draft, &mut || progress.done_one())?;
-    Ok(Copied { images: now.len(), generation: now.meta().generation })
+    Ok((Copied { images: now.len(), generation: now.meta().generation }, draft))
 }
 
 fn sync(folder: &Path) -> std::io::Result<()> {

@@ -179,6 +179,16 @@ impl CatalogueBuilder {
         self.offsets.extend((self.records.len() as u64).to_le_bytes());
     }
 
+    /// Number of images so far.
+    pub fn len(&self) -> usize {
+        self.offsets.len() / 8 - 1
+    }
+
+    /// Whether there is none yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The catalogue.
     pub fn finish(self) -> Catalogue {
         Catalogue { offsets: Bytes::Owned(self.offsets), records: Bytes::Owned(self.records) }

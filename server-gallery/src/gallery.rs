@@ -7,7 +7,7 @@ use glimpse_embedder::{SpaceBundle, SpaceError};
 use glimpse_quantizer::Codebook;
 use thiserror::Error;
 
-use crate::index::{BuildError, CodesOption, FileError, Index, IndexOptions, Watch};
+use crate::index::{BuildError, CodesOption, FileError, Index, IndexOptions, Stage, Watch};
 use crate::store::{Committed, Reader, Store, StoreError};
 use crate::view::{View, ViewError};
 
@@ -44,8 +44,8 @@ pub enum GalleryError {
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
     /// A bug of ours.
-    #[error("the thread that makes the index has panicked: see the panic above, and report it")]
-    IndexerPanicked,
+    #[error("a thread of the gallery has panicked: see the panic above, and report it")]
+    Panicked,
 }
 
 impl From<ViewError> for GalleryError {
@@ -126,7 +126,7 @@ pub fn make(
     watch: Watch<'_>,
 ) -> Result<Index, GalleryError> {
     of.meta().check_space(gallery, bundle.space, bundle.dimension)?;
-    let snapshot = of.snapshot(gallery)?;
+    let snapshot = of.snapshot(gallery, &mut || watch(Stage::Reading, 0, 0))?;
     // Its pages can be used again while the index is made.
     drop(of);
     let index = Index::build(snapshot, codebook(bundle)?, options, watch)?;
@@ -136,14 +136,16 @@ pub fn make(
         tracing::warn!("{error:#}: the index will be made anew at the next start");
         return Ok(index);
     }
-    // No reader needs them to bring this index up to date; whoever cannot write leaves them for the next.
-    if let Err(error) =
-        Store::open_existing(gallery).and_then(|mut store| store.forget_changes(state.generation))
-    {
-        tracing::debug!(%error, "changes stay recorded");
-    }
     // Mapped from its file from now on, so that memory holds what is searched and no more.
     Ok(kept(gallery, bundle)?.filter(|kept| kept.state() == state).unwrap_or(index))
+}
+
+/// Forgets the changes that the index in a gallery's folder has seen: no reader needs them to bring it up to date. Whoever cannot
+/// write leaves them for the next; they are bounded.
+pub fn forget_changes(gallery: &Path, up_to: u64) {
+    if let Err(error) = Store::open_existing(gallery).and_then(|mut store| store.forget_changes(up_to)) {
+        tracing::debug!(%error, "changes stay recorded");
+    }
 }
 
 /// Brings the index up to date where that is worth it, after a command that has changed much.
@@ -156,7 +158,9 @@ pub fn refresh(gallery: &Path, bundle: &SpaceBundle, watch: Watch<'_>) -> Result
     if !worth_an_index(&view) {
         return Ok(view);
     }
-    Ok(View::of(Arc::new(make(gallery, bundle, reader.now()?, &IndexOptions::default(), watch)?)))
+    let index = make(gallery, bundle, reader.now()?, &IndexOptions::default(), watch)?;
+    forget_changes(gallery, index.state().generation);
+    Ok(View::of(Arc::new(index)))
 }
 
 /// Whether so much has changed since the index of a view was made that a new one should be: a twentieth of the gallery, but not

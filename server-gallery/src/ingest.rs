@@ -110,11 +110,22 @@ pub fn run(
         if !new.is_empty() {
             store.put(&new)?;
         }
-        if !relabelled.is_empty() {
-            store.relabel(&relabelled)?;
+        let changed = if relabelled.is_empty() { Vec::new() } else { store.relabel(&relabelled)? };
+        report.relabelled += relabelled.len() - changed.len();
+        let mut stored = new.len();
+        // Somebody else has put another photo under their ids, or removed them, since we looked.
+        let again = batch.iter().filter(|source| changed.contains(&source.id));
+        for source in again {
+            match read(source, embed, &HashMap::new()) {
+                Photo::New(image, feature) => {
+                    store.put(&[(image, feature)])?;
+                    stored += 1;
+                }
+                Photo::Bad(reason) => report.failed.push((source.path.clone(), reason)),
+                Photo::Relabelled(_) | Photo::Unchanged => {}
+            }
         }
-        report.stored += new.len();
-        report.relabelled += relabelled.len();
+        report.stored += stored;
         done += batch.len();
     }
     report.left = sources.len() - done;

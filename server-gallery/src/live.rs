@@ -6,6 +6,7 @@
 //! fewer cores than there are, at a lower priority. Whatever fails leaves the view that there is: it is said once, told by
 //! [`Live::trouble`], and tried again.
 
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -24,6 +25,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// After something failed.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// How long an index that is being made is waited for when the server stops.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// The least time between two indexes of one server.
 const INDEX_EVERY: Duration = Duration::from_secs(10);
@@ -105,6 +109,9 @@ impl Follower {
             reader: Some(reader),
             index,
             indexer: None,
+            made: None,
+            last_index: None,
+            failed: None,
             stop: stop.clone(),
         };
         let thread = std::thread::Builder::new().name("gallery".to_owned()).spawn(move || following.run());
@@ -143,6 +150,12 @@ struct Following {
     reader: Option<Reader>,
     index: IndexFile,
     indexer: Option<Indexer>,
+    /// A new index that is not shown yet.
+    made: Option<View>,
+    /// When the last index was begun.
+    last_index: Option<Instant>,
+    /// Why the last one could not be made, and how often in a row.
+    failed: Option<(String, u32)>,
     stop: Arc<AtomicBool>,
 }
 
@@ -154,11 +167,11 @@ struct Indexer {
 
 impl Following {
     fn run(&mut self) {
-        let mut last_index = None;
         while !self.stop.load(Ordering::Relaxed) {
-            let pause = match self.look(&mut last_index) {
+            let looked = std::panic::catch_unwind(AssertUnwindSafe(|| self.look()));
+            let pause = match looked.unwrap_or(Err(GalleryError::Panicked)) {
                 Ok(()) => {
-                    self.live.tell(None);
+                    self.live.tell(self.failed.as_ref().map(|(reason, _)| format!("no new index: {reason}")));
                     LOOK_EVERY
                 }
                 Err(error) => {
@@ -172,14 +185,17 @@ impl Following {
                 std::thread::sleep(LOOK_EVERY.min(pause));
             }
         }
-        if let Some(indexer) = self.indexer.take() {
-            // It sees `stop` between two steps of its work.
-            let _ = indexer.thread.join();
+        // It sees `stop` between two steps of its work. One that is writing is left behind: what it writes is renamed as a whole.
+        let until = Instant::now() + STOP_WITHIN;
+        while self.indexer.as_ref().is_some_and(|indexer| !indexer.thread.is_finished())
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    fn look(&mut self, last_index: &mut Option<Instant>) -> Result<(), GalleryError> {
-        let made = self.take_made_index()?;
+    fn look(&mut self) -> Result<(), GalleryError> {
+        self.take_made_index();
         let reader = match self.reader.take().filter(|reader| !reader.is_replaced()) {
             Some(reader) => reader,
             None => Reader::open(&self.dir)?,
@@ -187,11 +203,17 @@ impl Following {
         let now = reader.now()?;
         self.reader = Some(reader);
         now.meta().check_space(&self.dir, self.bundle.space, self.bundle.dimension)?;
-        let other = match made {
-            Some(made) => Some(made),
-            None => self.index_of_another_process()?,
-        };
-        if let Some(other) = other.map(|other| other.advance(&now, CHANGES_MAX)).transpose()?.flatten() {
+        if let Some(made) = &self.made {
+            let next = made.advance(&now, CHANGES_MAX)?;
+            // One that is behind by more than that is nearer to now than what is shown.
+            if let Some(next) = next.or_else(|| self.made.take_if(|made| is_newer(made, &self.live, &now))) {
+                self.live.show(next);
+            }
+            self.made = None;
+            gallery::forget_changes(&self.dir, self.live.view().base().state().generation);
+        } else if let Some(other) = self.index_of_another_process()?
+            && let Some(other) = other.advance(&now, CHANGES_MAX)?
+        {
             self.live.show(other);
         }
         let view = self.live.view();
@@ -202,13 +224,22 @@ impl Following {
                 None => too_far = true,
             }
         }
-        let rested = last_index.is_none_or(|last| last.elapsed() >= INDEX_EVERY);
         let wanted = too_far || gallery::worth_an_index(&self.live.view());
-        if self.indexer.is_none() && rested && wanted {
-            *last_index = Some(Instant::now());
+        if self.indexer.is_none() && wanted && self.has_rested() {
+            self.last_index = Some(Instant::now());
             self.start_index(now)?;
         }
+        if !wanted {
+            self.failed = None;
+        }
         Ok(())
+    }
+
+    /// Whether the last index is long enough ago; after failures longer and longer.
+    fn has_rested(&self) -> bool {
+        let failures = self.failed.as_ref().map_or(0, |(_, times)| *times);
+        let rest = INDEX_EVERY.saturating_mul(1 << failures.min(6));
+        self.last_index.is_none_or(|last| last.elapsed() >= rest)
     }
 
     /// The view of an index file that was replaced. One that is damaged changes nothing.
@@ -223,21 +254,21 @@ impl Following {
         Ok(other.filter(|other| other.state() != shown).map(|index| View::of(Arc::new(index))))
     }
 
-    /// The view of an index that has been made. It may be behind the view that is shown.
-    fn take_made_index(&mut self) -> Result<Option<View>, GalleryError> {
-        let Some(indexer) = self.indexer.take_if(|indexer| indexer.thread.is_finished()) else {
-            return Ok(None);
-        };
+    fn take_made_index(&mut self) {
+        let Some(indexer) = self.indexer.take_if(|indexer| indexer.thread.is_finished()) else { return };
         self.live.indexing.store(false, Ordering::Relaxed);
-        match indexer.thread.join() {
+        match indexer.thread.join().unwrap_or(Err(GalleryError::Panicked)) {
             Ok(made) => {
-                let made = made?;
                 let seconds = indexer.started.elapsed().as_secs_f64();
                 tracing::info!(generation = made.state().generation, size = made.len(), seconds, "new index");
                 self.index = IndexFile::of(&self.dir.join(INDEX));
-                Ok(Some(made))
+                self.failed = None;
+                self.made = Some(made);
             }
-            Err(_) => Err(GalleryError::IndexerPanicked),
+            Err(error) => {
+                let times = self.failed.as_ref().map_or(0, |(_, times)| *times) + 1;
+                self.failed = Some((format!("{:#}", anyhow::Error::from(error)), times));
+            }
         }
     }
 
@@ -262,6 +293,13 @@ impl Following {
         self.indexer = Some(Indexer { thread, started: Instant::now() });
         Ok(())
     }
+}
+
+/// Whether a view is of the gallery that there is now, and what is shown is of another, or is older.
+fn is_newer(view: &View, live: &Live, now: &Committed) -> bool {
+    let (state, shown, now) = (view.state(), live.view().state(), now.state());
+    let later = shown.generation < state.generation && state.generation <= now.generation;
+    state.gallery == now.gallery && (shown.gallery != now.gallery || later)
 }
 
 /// Half of the cores, which give way to whoever answers.

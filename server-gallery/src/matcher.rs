@@ -185,6 +185,13 @@ impl MatcherConfig {
     }
 }
 
+/// Filters of one batch that nobody has asked for in this generation: each is held against every image, and everybody waits for
+/// that.
+const NEW_CONDITIONS_MAX: usize = 2;
+
+/// When a query with one more may come again.
+const NEW_CONDITION_RETRY: Duration = Duration::from_secs(1);
+
 /// Answers queries against one gallery. Shared between threads by reference.
 pub struct Matcher {
     live: Arc<Live>,
@@ -244,7 +251,17 @@ impl Matcher {
             }
         }
         let config = self.config();
+        let mut new_conditions = 0;
         for ((top_k, condition), group) in groups {
+            if condition.as_ref().is_some_and(|condition| !view.remembers(condition)) {
+                new_conditions += 1;
+                if new_conditions > NEW_CONDITIONS_MAX {
+                    for (place, _) in group {
+                        responses[place] = Some(Self::busy(requests[place], NEW_CONDITION_RETRY));
+                    }
+                    continue;
+                }
+            }
             let queries: Vec<f32> =
                 group.iter().flat_map(|(_, query)| query.embedding.iter().copied()).collect();
             let options = config.search(top_k, view.base());

@@ -308,6 +308,27 @@ fn a_filter_is_followed_in_either_encoding() {
 }
 
 #[test]
+fn a_batch_follows_few_filters_that_nobody_has_asked_for() {
+    let matcher = matcher(false);
+    let payloads: Vec<Vec<u8>> = (0..9_u8)
+        .map(|id| {
+            let mut message = good(id);
+            message["filter"] = json!({"label": format!("label {}", id % 3)});
+            Encoding::Json.write(&message)
+        })
+        .collect();
+    let name = device("cam-1");
+    let requests: Vec<Request<'_>> =
+        payloads.iter().map(|payload| Request { device: &name, content_type: None, payload }).collect();
+    let count = |outcome: Outcome| {
+        matcher.answer_all(&requests).iter().filter(|response| response.outcome == outcome).count()
+    };
+    assert_eq!(count(Outcome::Refused(ErrorCode::Busy)), 3, "the third filter waits");
+    assert_eq!(count(Outcome::Repeated), 6, "and is followed now");
+    assert_eq!(count(Outcome::Repeated), 9);
+}
+
+#[test]
 fn busy_keeps_the_id_and_is_not_remembered() {
     let matcher = matcher(false);
     let payload = Encoding::Json.write(&query(5, Codec::I8));

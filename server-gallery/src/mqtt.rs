@@ -178,25 +178,17 @@ pub async fn serve(
         limits,
         pace,
         pacing,
+        places_lost: 0,
     };
 
     let mut ready = Some(ready);
     let mut backoff = Backoff::new();
-    let mut told = None;
-    let mut status_due = tokio::time::interval(STATUS_EVERY);
-    status_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // On a task of its own: what `poll` is in the midst of must not be dropped for it.
+    let telling = tokio::spawn(tell_changes(client.clone(), matcher.clone(), monitor.clone()));
     loop {
         let event = tokio::select! {
             event = events.poll() => event,
             _ = shutdown.wait_for(|stop| *stop) => break,
-            _ = status_due.tick() => {
-                let generation = matcher.live().view().meta().generation;
-                if told.is_some_and(|told| told != generation) {
-                    told = Some(generation);
-                    tokio::spawn(tell_status(client.clone(), status(&matcher, true)));
-                }
-                continue;
-            }
         };
         match event {
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
@@ -205,7 +197,6 @@ pub async fn serve(
                 // every packet.
                 events.options.clear_session_store();
                 // On its own task: the loop that empties the client's queue must not wait for room in it.
-                told = Some(matcher.live().view().meta().generation);
                 tokio::spawn(announce(client.clone(), status(&matcher, true)));
             }
             Ok(Event::Incoming(Packet::SubAck(ack))) => {
@@ -231,6 +222,11 @@ pub async fn serve(
                 if intake.jobs.is_closed() {
                     return Err(MqttError::MatcherEnded);
                 }
+                if intake.places_lost >= waiting_max {
+                    tracing::warn!("connecting anew: too many queries could not even be let go");
+                    intake.places_lost = 0;
+                    events.clean();
+                }
             }
             Ok(_) => {}
             Err(error) => {
@@ -244,6 +240,7 @@ pub async fn serve(
             }
         }
     }
+    telling.abort();
     monitor.set_subscribed(false);
     drain(client, events, intake, publisher, &matcher).await;
     Ok(())
@@ -384,6 +381,8 @@ struct Intake {
     limits: RateLimits,
     pace: Arc<Pace>,
     pacing: watch::Receiver<Pacing>,
+    /// Places of the receive window that unacknowledged messages hold until the next connection.
+    places_lost: usize,
 }
 
 impl Intake {
@@ -400,11 +399,7 @@ impl Intake {
                     bytes = other.payload.len(),
                     "passed over a message that is no device's query"
                 );
-                // Unacknowledged, it would take a place in the receive window for ever.
-                if let Err(error) = self.client.try_ack(&other) {
-                    tracing::warn!(%error, "could not acknowledge it");
-                }
-                return;
+                return self.let_go(&other);
             }
         };
         self.unpublished.fetch_add(1, Ordering::AcqRel);
@@ -421,10 +416,17 @@ impl Intake {
         };
         let busy = Matcher::busy(job.request(), retry_after);
         self.monitor.record(job.record(Some(&busy), Instant::now()));
-        if self.replies.try_send((job.without_payload(), Some(busy))).is_err() {
-            // Not acknowledged either: at QoS 1 the broker delivers it again after a reconnect.
-            tracing::warn!("dropped a query: the queue of replies is full too");
+        if let Err(error) = self.replies.try_send((job.without_payload(), Some(busy))) {
+            tracing::warn!("dropped a query, whose device asks again: the queue of replies is full too");
             self.unpublished.fetch_sub(1, Ordering::AcqRel);
+            self.let_go(&error.into_inner().0.query);
+        }
+    }
+
+    /// Acknowledges what is not answered: unacknowledged, it would take a place in the receive window until the next connection.
+    fn let_go(&mut self, message: &Publish) {
+        if self.client.try_ack(message).is_err() {
+            self.places_lost += 1;
         }
     }
 
@@ -548,9 +550,22 @@ async fn announce(client: AsyncClient, status: Vec<u8>) {
     }
 }
 
-async fn tell_status(client: AsyncClient, status: Vec<u8>) {
-    if let Err(error) = client.publish(GALLERY_STATUS, status, status_options()).await {
-        tracing::warn!(%error, "could not tell the gallery's status");
+/// Keeps the retained status up to date, where the gallery changes while we are connected.
+async fn tell_changes(client: AsyncClient, matcher: Arc<Matcher>, monitor: Arc<Monitor>) {
+    let mut due = tokio::time::interval(STATUS_EVERY);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told = None;
+    loop {
+        due.tick().await;
+        let generation = matcher.live().view().meta().generation;
+        // What was announced with the subscription may be a generation behind; saying it twice does no harm.
+        if !monitor.subscribed() || told == Some(generation) {
+            continue;
+        }
+        match client.publish(GALLERY_STATUS, status(&matcher, true), status_options()).await {
+            Ok(()) => told = Some(generation),
+            Err(error) => tracing::warn!(%error, "could not tell the gallery's status"),
+        }
     }
 }
 

@@ -99,7 +99,7 @@ impl View {
         let features = put.values().flat_map(|entry| entry.1.iter().copied()).collect();
         let (meta, state) = (of.meta(), of.state());
         let snapshot = Snapshot { meta, state, images, features: Features::Memory(features) };
-        // Kept as in the base, so that a photo has the same similarity in either.
+        // Kept as in the base, so that a photo has the same similarity in either; not where the base is augmented.
         Index::exact(snapshot, self.base.vectors().precision())
     }
 
@@ -256,6 +256,12 @@ impl View {
         }
     }
 
+    /// Whether a condition is at hand: another has to be held against every image first.
+    pub fn remembers(&self, condition: &Condition) -> bool {
+        let known = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        condition.is_empty() || known.keys().any(|known| known.as_ref() == Some(condition))
+    }
+
     fn filters(&self, condition: Option<&Condition>) -> Arc<Filters> {
         let condition = condition.filter(|condition| !condition.is_empty()).cloned();
         let remembered = || self.filters.lock().unwrap_or_else(PoisonError::into_inner);
@@ -263,20 +269,22 @@ impl View {
             return filters.clone();
         }
         // Outside the lock: looking at a million labels takes a tenth of a second.
-        let admits =
-            |image: Entry<'_>| condition.as_ref().is_none_or(|condition: &Condition| condition.admits(image));
-        let whole = condition.is_none();
-        let base = (!whole || !self.delta.gone.is_empty()).then(|| {
-            let (vectors, images) = (self.base.vectors(), self.base.images());
-            vectors.filter(|row| {
-                self.delta.gone.binary_search(&row).is_err() && (whole || admits(images.get(row)))
-            })
-        });
-        let delta = self.delta.index.as_ref().filter(|_| !whole).map(|index| index.filter(admits));
+        let (vectors, images) = (self.base.vectors(), self.base.images());
+        let gone = &self.delta.gone;
+        let (base, delta) = match &condition {
+            None => ((!gone.is_empty()).then(|| vectors.filter_without(gone)), None),
+            Some(condition) => {
+                let admits = |image: Entry<'_>| condition.admits(image);
+                let base = vectors.filter(|row| gone.binary_search(&row).is_err() && admits(images.get(row)));
+                (Some(base), self.delta.index.as_ref().map(|index| index.filter(admits)))
+            }
+        };
         let filters = Arc::new(Filters { base, delta });
         let mut all = remembered();
-        if all.len() >= FILTERS_MAX {
-            all.clear();
+        if all.len() >= FILTERS_MAX
+            && let Some(other) = all.keys().find(|other| other.is_some()).cloned()
+        {
+            all.remove(&other);
         }
         all.insert(condition, filters.clone());
         filters

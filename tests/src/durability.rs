@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::programs::Programs;
+use crate::server::Server;
 
 /// Components of a feature: the network has no part in this.
 const D: usize = 16;
@@ -35,6 +36,10 @@ pub struct Report {
     pub killed: usize,
     /// Of these, those whose change had been committed.
     pub committed: usize,
+    /// Servers that ran meanwhile and were killed.
+    pub servers: usize,
+    /// Of these, those under which the index was replaced.
+    pub swapped: usize,
 }
 
 /// What was found in damaged copies of a gallery.
@@ -87,6 +92,7 @@ impl<'a> Victim<'a> {
         let mut usual = [Duration::from_millis(60); 5];
         for round in 0..rounds {
             let server = if round % 4 == 0 { Some(self.serve()?) } else { None };
+            let index = self.index_time();
             let kind = self.random.random_range(0..usual.len());
             let (mut command, after) = match kind {
                 0 => {
@@ -123,8 +129,12 @@ impl<'a> Victim<'a> {
                 }
             }
             if let Some(mut server) = server {
-                server.kill()?;
-                server.wait()?;
+                // At some moment after the command, in which it may be making an index, or taking one up.
+                std::thread::sleep(Duration::from_millis(self.random.random_range(0..150)));
+                ensure!(server.is_alive(), "round {round}: the server has ended{}", server.log_end());
+                drop(server);
+                report.servers += 1;
+                report.swapped += usize::from(self.index_time() != index);
             }
             self.check().with_context(|| format!("round {round}, after {command:?}"))?;
             each();
@@ -140,6 +150,10 @@ impl<'a> Victim<'a> {
         let mut damage = Damage::default();
         let output = self.index().output()?;
         ensure!(output.status.success(), "no index: {}", String::from_utf8_lossy(&output.stderr));
+        // A store that fell back to the commit before would show it.
+        let (mut last, after) = self.import(50)?;
+        succeeded(last.output()?)?;
+        self.content = after;
         let copy = self.place.join("damaged");
         for number in 0..copies {
             std::fs::create_dir_all(&copy)?;
@@ -276,18 +290,16 @@ impl<'a> Victim<'a> {
         command
     }
 
-    /// A server that follows the gallery; it is up after a moment, or is killed before.
-    fn serve(&self) -> anyhow::Result<Child> {
-        let mut command = self.command("serve");
-        command
-            .args(["--listen", "127.0.0.1:0", "--http", "none"])
-            .arg("--bundle")
-            .arg(self.place.join("bundle"));
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(self.place.join("server.log"))?);
-        Ok(command.spawn()?)
+    /// A server that follows the gallery, and answers by now.
+    fn serve(&self) -> anyhow::Result<Server> {
+        let flags = ["--listen", "127.0.0.1:0"];
+        let (bundle, log) = (self.place.join("bundle"), self.place.join("server.log"));
+        Server::start_with(&flags, self.programs, &self.gallery(), &bundle, &log)
+    }
+
+    /// When the index was written.
+    fn index_time(&self) -> Option<std::time::SystemTime> {
+        std::fs::metadata(self.gallery().join("index.glimpse")).and_then(|metadata| metadata.modified()).ok()
     }
 
     fn command(&self, name: &str) -> Command {

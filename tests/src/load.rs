@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use glimpse_protocol::{
-    Codec, DeviceId, DeviceTopic, Embedding, ErrorCode, ErrorReply, Header, Query, QueryId, SpaceId,
+    Codec, DeviceId, DeviceTopic, Embedding, ErrorCode, ErrorReply, Header, Query, QueryId, Reply, SpaceId,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +20,9 @@ use tokio::sync::{mpsc, watch};
 
 /// How long a query is waited for in the end.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Matches that every query asks for.
+const TOP_K: u16 = 10;
 
 /// The largest packet that a device takes, in bytes: a long reply is a tenth of it.
 const PACKET_BYTES_MAX: u32 = 256 << 10;
@@ -97,7 +100,7 @@ impl Phase {
         self.asked.iter().map(|one| one.again as usize).sum()
     }
 
-    /// Queries that were refused for another reason than a busy server.
+    /// Queries that were refused for another reason than a busy server, or answered with something else than was asked for.
     pub fn refused(&self) -> usize {
         self.asked
             .iter()
@@ -138,7 +141,8 @@ impl Ledger {
         let error =
             (payload.len() < 400).then(|| ciborium::from_reader::<ErrorReply, _>(payload).ok()).flatten();
         let outcome = match error.map(|error| error.error.code) {
-            None => Outcome::Answered,
+            None if self.is_good(payload) => Outcome::Answered,
+            None => Outcome::Refused,
             Some(ErrorCode::Busy) => Outcome::Busy,
             Some(_) => Outcome::Refused,
         };
@@ -151,6 +155,18 @@ impl Ledger {
         }
         drop(asked);
         self.replies.send_modify(|count| *count += 1);
+    }
+
+    /// Looks into every fiftieth answer: it must have as many matches as were asked for.
+    fn is_good(&self, payload: &[u8]) -> bool {
+        if *self.replies.borrow() % 50 != 0 {
+            return true;
+        }
+        let reply = ciborium::from_reader::<Reply, _>(payload);
+        reply.is_ok_and(|reply| {
+            reply.matches.len() == usize::from(TOP_K)
+                && reply.matches.is_sorted_by(|a, b| a.similarity >= b.similarity)
+        })
     }
 
     fn is_settled(&self) -> bool {
@@ -269,29 +285,41 @@ impl Fleet {
         self.settle(seconds).await
     }
 
-    /// Asks at random moments, so many times a second on average, for so long.
+    /// Asks at random moments, in phases that follow one another without a pause: so many times a second on average, for so long.
     ///
     /// # Errors
     /// When a query cannot be sent.
-    pub async fn open(&mut self, per_second: f64, time: Duration) -> anyhow::Result<Phase> {
-        let started = Instant::now();
-        let mut due = started;
+    pub async fn open(&mut self, phases: &[(f64, Duration)]) -> anyhow::Result<Vec<Phase>> {
+        let mut start = Instant::now();
         let mut sent = 0;
-        loop {
-            let gap = -(1.0 - self.random.random::<f64>()).ln() / per_second;
-            due += Duration::from_secs_f64(gap);
-            if due.saturating_duration_since(started) >= time {
-                break;
+        let mut ends = Vec::with_capacity(phases.len());
+        for (per_second, time) in phases {
+            let mut due = start;
+            loop {
+                let gap = -(1.0 - self.random.random::<f64>()).ln() / per_second;
+                due += Duration::from_secs_f64(gap);
+                if due.saturating_duration_since(start) >= *time {
+                    break;
+                }
+                if due > Instant::now() {
+                    tokio::time::sleep_until(due.into()).await;
+                } else if sent % 32 == 0 {
+                    tokio::task::yield_now().await;
+                }
+                self.ask(sent, due)?;
+                sent += 1;
             }
-            if due > Instant::now() {
-                tokio::time::sleep_until(due.into()).await;
-            } else if sent % 32 == 0 {
-                tokio::task::yield_now().await;
-            }
-            self.ask(sent, due)?;
-            sent += 1;
+            start += *time;
+            ends.push(sent);
         }
-        self.settle(time.as_secs_f64()).await
+        let all = self.settle(0.0).await?.asked;
+        let mut from = 0;
+        let part = |(end, (_, time)): (usize, &(f64, Duration))| {
+            let asked = all[from..end].to_vec();
+            from = end;
+            Phase { asked, seconds: time.as_secs_f64() }
+        };
+        Ok(ends.into_iter().zip(phases).map(part).collect())
     }
 
     async fn settle(&mut self, seconds: f64) -> anyhow::Result<Phase> {
@@ -310,7 +338,7 @@ impl Fleet {
         let embedding = Embedding::encode(Codec::I8, &self.embeddings[self.next % self.embeddings.len()])?;
         self.next += 1;
         let id = QueryId::from_bytes(self.random.random());
-        let query: Query = Query::new(id, self.space, embedding, 10);
+        let query: Query = Query::new(id, self.space, embedding, TOP_K);
         let mut payload = Vec::new();
         ciborium::into_writer(&query, &mut payload)?;
         let one = Asked { due, reply: None, again: 0 };

@@ -46,7 +46,7 @@ fn known_photos(fixture: &Fixture, count: usize) -> Vec<PathBuf> {
 fn a_person_logs_in_and_sees_a_query_as_it_happens() {
     let Some(browser) = Browser::find("a_person_logs_in_and_sees_a_query_as_it_happens") else { return };
     let fixture = Fixture::ingested().unwrap();
-    let server = fixture.serve().unwrap();
+    let server = fixture.serve_at("127.0.0.1:0").unwrap();
     // While the server runs: a password counts at once.
     set_password(&fixture, PASSWORD);
     let http = server.word("http").unwrap();
@@ -66,7 +66,7 @@ fn a_wrong_match_and_its_device_are_found_in_under_three_clicks() {
         return;
     };
     let fixture = Fixture::ingested().unwrap();
-    let server = fixture.serve().unwrap();
+    let server = fixture.serve_at("127.0.0.1:0").unwrap();
     // Queries of another device before and after the one that is looked for.
     let (before, after) = fixture.queries.split_at(8);
     let photos = |queries: &[Query]| queries.iter().map(|query| query.photo.clone()).collect::<Vec<_>>();
@@ -89,7 +89,7 @@ fn the_gallery_is_browsed_by_text_and_by_a_dropped_photo() {
         return;
     };
     let fixture = Fixture::ingested().unwrap();
-    let server = fixture.serve().unwrap();
+    let server = fixture.serve_at("127.0.0.1:0").unwrap();
     let wanted = &fixture.queries[3];
     let photo = workspace::demo().join("photos").join(&wanted.answer);
     let arguments = [wanted.label.as_str(), photo.to_str().unwrap()];
@@ -104,7 +104,7 @@ fn every_view_fits_a_phone_and_the_dark_and_has_no_barriers() {
         return;
     };
     let fixture = Fixture::ingested().unwrap();
-    let server = fixture.serve().unwrap();
+    let server = fixture.serve_at("127.0.0.1:0").unwrap();
     ask(&fixture, &server, "cam-door", &known_photos(&fixture, 7));
     ask(&fixture, &server, "cam-yard", &[foreign_photo(&fixture)]);
     ask(&fixture, &server, "cam-hall", &known_photos(&fixture, 2));
@@ -120,7 +120,7 @@ fn every_view_fits_a_phone_and_the_dark_and_has_no_barriers() {
 fn the_console_is_walked_by_keyboard_alone() {
     let Some(browser) = Browser::find("the_console_is_walked_by_keyboard_alone") else { return };
     let fixture = Fixture::ingested().unwrap();
-    let server = fixture.serve().unwrap();
+    let server = fixture.serve_at("127.0.0.1:0").unwrap();
     ask(&fixture, &server, "cam-door", &known_photos(&fixture, 3));
     let http = server.word("http").unwrap();
     browser.play("walk_by_keyboard", http, &[], fixture.path("browser.log")).unwrap().ends_well().unwrap();
@@ -130,7 +130,7 @@ fn the_console_is_walked_by_keyboard_alone() {
 fn a_page_finds_its_server_again() {
     let Some(browser) = Browser::find("a_page_finds_its_server_again") else { return };
     let fixture = Fixture::ingested().unwrap();
-    let mut server = fixture.serve().unwrap();
+    let mut server = fixture.serve_at("127.0.0.1:0").unwrap();
     let http = server.word("http").unwrap().to_owned();
     let mut scenario = browser.play("reconnect", &http, &["cam-door"], fixture.path("browser.log")).unwrap();
     scenario.reaches("live").unwrap();

@@ -14,6 +14,10 @@ fn what_was_acknowledged_survives_every_kill_and_damage_is_found() {
     let mut victim = Victim::new(&programs, place.path(), 1).unwrap();
     let report = victim.rounds(ROUNDS, &mut || ()).unwrap();
     assert!(report.killed >= ROUNDS / 5, "most commands ended before they were killed: {report:?}");
+    assert!(
+        report.servers >= ROUNDS / 5 && report.swapped > 0,
+        "no server saw its index replaced: {report:?}"
+    );
     let damage = victim.damage(24, &mut || ()).unwrap();
     assert!(damage.found >= 8, "{damage:?}");
 }

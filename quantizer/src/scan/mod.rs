@@ -430,6 +430,24 @@ impl Bitmap {
         Self { words: vec![0; positions.div_ceil(64)], count: 0 }
     }
 
+    /// All positions below `positions`.
+    pub fn full(positions: usize) -> Self {
+        let mut words = vec![u64::MAX; positions / 64];
+        if !positions.is_multiple_of(64) {
+            words.push((1 << (positions % 64)) - 1);
+        }
+        Self { words, count: positions }
+    }
+
+    /// Takes a position away.
+    pub fn remove(&mut self, position: u32) {
+        if let Some(word) = self.words.get_mut(position as usize / 64) {
+            let bit = 1_u64 << (position % 64);
+            self.count -= usize::from(*word & bit != 0);
+            *word &= !bit;
+        }
+    }
+
     /// Adds a position.
     ///
     /// # Panics

@@ -193,3 +193,18 @@ fn a_bitmap_is_a_set() {
     assert_eq!(set.iter().collect::<Vec<_>>(), [0, 63, 64, 129]);
     assert_eq!((set.len(), set.is_empty(), set.contains(1), set.contains(1 << 30)), (4, false, false, false));
 }
+
+#[test]
+fn a_full_set_loses_what_is_taken_away() {
+    for positions in [0, 1, 63, 64, 65, 200] {
+        let mut set = Bitmap::full(positions);
+        assert_eq!(set.iter().collect::<Vec<_>>(), (0..positions as u32).collect::<Vec<_>>());
+        for position in (0..positions as u32 + 70).step_by(3) {
+            set.remove(position);
+            set.remove(position);
+        }
+        let mut left = Bitmap::new(positions);
+        (0..positions as u32).filter(|position| position % 3 != 0).for_each(|position| left.insert(position));
+        assert_eq!(set, left, "{positions}");
+    }
+}

@@ -104,7 +104,8 @@ impl ImportArgs {
 
 fn table(path: &Path) -> anyhow::Result<Vec<Image>> {
     let context = || format!("cannot read {}", path.display());
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).with_context(context)?;
+    let mut reader =
+        csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_path(path).with_context(context)?;
     let headers = reader.headers().with_context(context)?.clone();
     let names: Vec<&str> = headers.iter().map(|name| name.trim_start_matches('\u{feff}')).collect();
     ensure!(names.contains(&"id"), "{} has no column id in its first line", path.display());

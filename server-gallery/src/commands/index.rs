@@ -24,7 +24,8 @@ Examples:
   glimpse-gallery index --gallery gallery --bundle models/demo --codes exact
 
 `ingest` and `serve` make an index by themselves where there is none that fits the gallery: with 4-bit codes from 10 000
-images on, and with inverted lists from a million on. An index made here is used until the gallery changes.")]
+images on, and with inverted lists from a million on. An index made here is used until a twentieth of the gallery has changed: then
+a server makes one with the usual options.")]
 pub struct IndexArgs {
     /// Folder of the gallery
     #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
@@ -119,6 +120,7 @@ impl IndexArgs {
         let stop = ingest::stop_on_signals()?;
         let now = Reader::open(&self.gallery)?.now()?;
         let index = gallery::make(&self.gallery, &bundle, now, &options, &mut watch(Some(stop)))?;
+        gallery::forget_changes(&self.gallery, index.state().generation);
         self.tell(&index)
     }
 
@@ -165,7 +167,7 @@ impl IndexArgs {
 pub(super) fn watch(stop: Option<Arc<AtomicBool>>) -> impl FnMut(Stage, usize, usize) -> bool {
     let mut shown: Option<(Stage, Progress)> = None;
     move |stage, done, all| {
-        if shown.as_ref().is_none_or(|(now, _)| *now != stage) {
+        if all > 0 && shown.as_ref().is_none_or(|(now, _)| *now != stage) {
             shown = Some((stage, Progress::new(stage.name(), all)));
         }
         if let Some((_, progress)) = &shown {

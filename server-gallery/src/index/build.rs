@@ -150,6 +150,8 @@ pub type Watch<'a> = &'a mut dyn FnMut(Stage, usize, usize) -> bool;
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    /// Reading the gallery.
+    Reading,
     /// Training the centroids of the lists.
     Lists,
     /// Training the codebook.
@@ -166,6 +168,7 @@ impl Stage {
     /// What a progress bar says.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Reading => "reading",
             Self::Lists => "training the lists",
             Self::Codebook => "training the codebook",
             Self::Augmenting => "augmenting",

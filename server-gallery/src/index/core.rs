@@ -150,6 +150,14 @@ impl Core {
             .expect("whole rows: checked when the index was made or read")
     }
 
+    /// Admits all rows but these: it costs what they are.
+    pub(super) fn filter_without(&self, rows: &[u32]) -> Filter {
+        let mut set = Bitmap::full(self.count);
+        let places = self.places();
+        rows.iter().for_each(|row| set.remove(places.map_or(*row, |places| places[*row as usize])));
+        Filter { admitted: set }
+    }
+
     /// Admits the rows in a set.
     pub(super) fn filter(&self, admitted: impl Fn(u32) -> bool) -> Filter {
         let mut set = Bitmap::new(self.count);

@@ -339,6 +339,11 @@ impl VectorIndex {
         self.core.exact().read(place as usize, feature);
     }
 
+    /// Admits all rows but these.
+    pub(crate) fn filter_without(&self, rows: &[u32]) -> Filter {
+        self.core.filter_without(rows)
+    }
+
     /// Admits the rows of which `admitted` holds.
     pub fn filter(&self, admitted: impl Fn(u32) -> bool) -> Filter {
         self.core.filter(admitted)

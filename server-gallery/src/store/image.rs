@@ -52,8 +52,8 @@ pub enum ImageError {
         bytes: usize,
     },
     /// Lists and logs are lines.
-    #[error("the image id has a line break or another control character: rename the file")]
-    IdCharacter,
+    #[error("the {0} has a line break or another control character: take it out")]
+    Character(&'static str),
     /// The label is too long for a reply.
     #[error("the label has {bytes} bytes, and at most {LABEL_BYTES_MAX} are allowed: shorten it")]
     Label {
@@ -183,16 +183,24 @@ impl<'a> Iterator for EncodedTexts<'a> {
 }
 
 impl Image {
-    /// Checks what a reply can carry.
+    /// Checks what a reply and a line can carry.
     ///
     /// # Errors
     /// All of [`ImageError`] that do not concern the feature.
     pub fn check(&self) -> Result<(), ImageError> {
+        self.fits()?;
+        for (name, text) in [("image id", &self.id), ("label", &self.label), ("path", &self.path)] {
+            if text.chars().any(char::is_control) {
+                return Err(ImageError::Character(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the lengths alone: earlier versions stored texts with line breaks.
+    pub(super) fn fits(&self) -> Result<(), ImageError> {
         if self.id.is_empty() || self.id.len() > IMAGE_ID_BYTES_MAX {
             return Err(ImageError::Id { bytes: self.id.len() });
-        }
-        if self.id.chars().any(char::is_control) {
-            return Err(ImageError::IdCharacter);
         }
         if self.label.len() > LABEL_BYTES_MAX {
             return Err(ImageError::Label { bytes: self.label.len() });

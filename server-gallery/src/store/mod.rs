@@ -173,6 +173,9 @@ pub enum StoreError {
     /// There is a gallery where none should be.
     #[error("{0} holds a gallery already: name an empty folder")]
     Exists(PathBuf),
+    /// Somebody asked to stop.
+    #[error("stopped")]
+    Stopped,
     /// Somebody reads or writes it.
     #[error("{0} is being read or written: try again in a moment")]
     Busy(PathBuf),
@@ -215,6 +218,11 @@ impl Meta {
 pub(crate) struct FileId(Option<(u64, u64)>);
 
 impl FileId {
+    /// Whether there is a file.
+    pub(crate) const fn is_some(self) -> bool {
+        self.0.is_some()
+    }
+
     pub(crate) fn of(path: &Path) -> Self {
         #[cfg(unix)]
         let id = |metadata: std::fs::Metadata| {

@@ -1,5 +1,6 @@
 //! Reading: views of one generation each, whatever is written meanwhile.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,9 @@ use super::{
     read_header,
 };
 use crate::catalogue::{Catalogue, CatalogueBuilder};
+
+/// Images that are read between two looks whether to go on.
+const STOP_EVERY: usize = 4096;
 
 /// Bytes of features from which on they are kept in a scratch file instead of in memory.
 const SCRATCH_FROM: usize = 64 << 20;
@@ -53,6 +57,8 @@ impl Reader {
         if !path.is_file() {
             return Err(StoreError::Missing(dir.to_owned()));
         }
+        // Before it is opened: a file that takes its place meanwhile is noticed by the next look.
+        let file = FileId::of(&path);
         let reader = contained(&path, || {
             let database = match builder(READ_CACHE_BYTES).open_read_only(&path) {
                 Ok(database) => Handle::ReadOnly(database),
@@ -64,7 +70,7 @@ impl Reader {
                 }
                 Err(error) => return Err(open_error(&path, error)),
             };
-            Ok(Self { database, file: FileId::of(&path), path: path.clone() })
+            Ok(Self { database, file, path: path.clone() })
         })?;
         // What cannot be read at all is found here.
         reader.now()?;
@@ -147,19 +153,18 @@ impl Committed {
                 return Ok(None);
             }
             let changes = self.read.open_table(CHANGES).map_err(|error| failed(error.into()))?;
-            let mut ids = Vec::new();
+            // An image that changed often counts once.
+            let mut ids = BTreeSet::new();
             let from = (earlier.generation + 1, "");
             for change in changes.range(from..).map_err(|error| failed(error.into()))? {
                 let (key, ()) =
                     change.map(|(key, value)| (key, value.value())).map_err(|error| failed(error.into()))?;
-                ids.push(key.value().1.to_owned());
+                ids.insert(key.value().1.to_owned());
                 if ids.len() > most {
                     return Ok(None);
                 }
             }
-            ids.sort_unstable();
-            ids.dedup();
-            Ok(Some(ids))
+            Ok(Some(ids.into_iter().collect()))
         })
     }
 
@@ -250,7 +255,7 @@ impl Committed {
         let (image, check) = image_of(id, record)
             .filter(|(image, check)| image.record_check(feature) == *check)
             .ok_or_else(|| self.damaged(format!("the record of {id} has another checksum")))?;
-        image.check().map_err(|error| self.damaged(format!("{id}: {error}")))?;
+        image.fits().map_err(|error| self.damaged(format!("{id}: {error}")))?;
         let (bytes, rest) = feature.as_chunks::<4>();
         if bytes.len() != self.header.meta.dimension || !rest.is_empty() {
             return Err(self.damaged(format!("the feature of {id} has {} bytes", feature.len())));
@@ -306,9 +311,10 @@ impl Features {
         if bytes < SCRATCH_FROM {
             return Ok(Self::Memory(vec![0.0; components]));
         }
-        let file = tempfile::tempfile_in(dir)?;
-        file.set_len(bytes as u64)?;
-        // SAFETY: the file has no name, so that no other process can open it to change or cut it.
+        let mut file = tempfile::tempfile_in(dir)?;
+        reserve(&mut file, bytes as u64)?;
+        // SAFETY: the file has no name, so that no other process can open it to change or cut it, and all its pages have their
+        // place on the disk.
         let map = unsafe { MmapMut::map_mut(&file) }?;
         Ok(Self::Scratch(map))
     }
@@ -320,6 +326,17 @@ impl Features {
             Self::Scratch(map) => bytemuck::cast_slice_mut(&mut map[..]),
         }
     }
+}
+
+/// Takes the place on the disk now: writing through a map to a page that finds none ends the process.
+fn reserve(file: &mut std::fs::File, bytes: u64) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    match rustix::fs::fallocate(&*file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+        other => return Ok(other?),
+    }
+    std::io::copy(&mut std::io::Read::take(std::io::repeat(0), bytes), file)?;
+    Ok(())
 }
 
 impl Deref for Features {
@@ -338,11 +355,15 @@ impl Deref for Features {
 /// # Errors
 /// When there is none, or it is damaged or newer than this program.
 pub fn load(dir: &Path) -> Result<Snapshot, StoreError> {
-    snapshot(&Reader::open(dir)?.now()?, dir)
+    snapshot(&Reader::open(dir)?.now()?, dir, &mut || true)
 }
 
 /// All of one generation.
-fn snapshot(committed: &Committed, dir: &Path) -> Result<Snapshot, StoreError> {
+fn snapshot(
+    committed: &Committed,
+    dir: &Path,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Snapshot, StoreError> {
     let (meta, state) = (committed.meta(), committed.state());
     let too_large = || committed.damaged(format!("it says that it has {} images", committed.len()));
     let count = usize::try_from(committed.len()).map_err(|_| too_large())?;
@@ -358,22 +379,27 @@ fn snapshot(committed: &Committed, dir: &Path) -> Result<Snapshot, StoreError> {
     let io = |source| StoreError::Io { path: dir.to_owned(), source };
     let mut features = Features::zeros(components, dir).map_err(io)?;
     let mut images = CatalogueBuilder::default();
+    let mut going = true;
     let mut places = features.as_mut_slice().chunks_exact_mut(meta.dimension.max(1));
     committed.each(|image, feature| {
         let Some(place) = places.next() else { return false };
         place.copy_from_slice(feature);
         images.push(&image);
-        true
+        going = images.len() % STOP_EVERY != 0 || go_on();
+        going
     })?;
+    if !going {
+        return Err(StoreError::Stopped);
+    }
     Ok(Snapshot { meta, state, images: images.finish(), features })
 }
 
 impl Committed {
-    /// Reads all of it, checking every record. Many features lie in a scratch file in `dir`.
+    /// Reads all of it, checking every record, as long as `go_on` says so. Many features lie in a scratch file in `dir`.
     ///
     /// # Errors
-    /// As [`load`].
-    pub fn snapshot(&self, dir: &Path) -> Result<Snapshot, StoreError> {
-        snapshot(self, dir)
+    /// As [`load`], and [`StoreError::Stopped`].
+    pub fn snapshot(&self, dir: &Path, go_on: &mut dyn FnMut() -> bool) -> Result<Snapshot, StoreError> {
+        snapshot(self, dir, go_on)
     }
 }

@@ -59,6 +59,8 @@ impl Store {
         open: impl FnOnce(&Path) -> Result<Database, redb::DatabaseError>,
         empty: Option<Meta>,
     ) -> Result<Self, StoreError> {
+        // Another file may take its place while it is opened, which can take a while.
+        let before = FileId::of(&path);
         let (database, meta) = contained(&path, || {
             let database = open(&path).map_err(|error| open_error(&path, error))?;
             let failed = |error: redb::Error| database_error(&path, error);
@@ -73,6 +75,9 @@ impl Store {
             Ok((database, header.meta))
         })?;
         let file = FileId::of(&path);
+        if before.is_some() && before != file {
+            return Err(StoreError::Replaced(path));
+        }
         Ok(Self { database, path, file, meta })
     }
 
@@ -116,23 +121,29 @@ impl Store {
         })
     }
 
-    /// Replaces what is known of images whose photos are stored already. Ids that are not stored are passed over.
+    /// Replaces what is known of images whose very photos are stored already. Returns the ids of those that are not stored, or
+    /// with another photo by now: these are passed over.
     ///
     /// # Errors
     /// As [`Store::put`].
-    pub fn relabel(&mut self, batch: &[Image]) -> Result<(), StoreError> {
+    pub fn relabel(&mut self, batch: &[Image]) -> Result<Vec<String>, StoreError> {
         for image in batch {
             image.check().map_err(|source| StoreError::Image { id: image.id.clone(), source })?;
         }
+        let mut passed_over = Vec::new();
         self.commit(|tables| {
             for image in batch {
-                let feature = tables.features.get(image.id.as_str())?.map(|feature| feature.value().to_vec());
-                if let Some(feature) = feature {
-                    tables.put(image, &feature)?;
+                let stored = tables.records.get(image.id.as_str())?;
+                let same = stored.is_some_and(|row| row.value().3 == &image.photo_hash);
+                let feature = tables.features.get(image.id.as_str())?.filter(|_| same);
+                match feature.map(|feature| feature.value().to_vec()) {
+                    Some(feature) => tables.put(image, &feature)?,
+                    None => passed_over.push(image.id.clone()),
                 }
             }
             Ok(())
-        })
+        })?;
+        Ok(passed_over)
     }
 
     /// Removes images: all of them, durably, or none. Returns how many there were; ids that are not stored are passed over.

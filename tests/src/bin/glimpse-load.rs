@@ -69,6 +69,8 @@ fn main() -> anyhow::Result<()> {
     let damage = victim.damage(60, &mut || ())?;
     report["kill_rounds"] = json!(rounds.rounds);
     report["killed"] = json!(rounds.killed);
+    report["killed_servers"] = json!(rounds.servers);
+    report["killed_after_swap"] = json!(rounds.swapped);
     report["killed_after_commit"] = json!(rounds.committed);
     report["damage_found"] = json!(damage.found);
     report["damage_harmless"] = json!(damage.harmless);
@@ -185,16 +187,22 @@ fn loaded(arguments: &Arguments, programs: &Programs, place: &Path) -> anyhow::R
         let full = fleet.closed(128, seconds).await?;
         let qps = full.answered_per_second();
         eprintln!("{qps:.0} queries a second");
-        let half = fleet.open(qps / 2.0, seconds).await?;
-        let threefold = fleet.open(3.0 * qps, seconds).await?;
+        let mut open = fleet.open(&[(qps / 2.0, seconds)]).await?;
+        // The load falls back at once: what has piled up is part of the recovery.
+        open.extend(fleet.open(&[(3.0 * qps, seconds), (qps / 2.0, seconds / 3)]).await?);
         let rss_overload = resident(server.id())?;
-        let after = fleet.open(qps / 2.0, seconds / 3).await?;
+        let [half, threefold, after] = open.try_into().map_err(|_| anyhow::anyhow!("a phase is missing"))?;
         anyhow::Ok((full, half, threefold, after, rss_overload))
     })?;
     let (full, half, threefold, after, rss_overload) = phases;
     let qps = full.answered_per_second();
     let all = [&full, &half, &threefold, &after];
     let count = |of: fn(&Phase) -> usize| all.iter().map(|phase| of(phase)).sum::<usize>();
+    let (lost, duplicated, refused) = (count(Phase::lost), count(Phase::duplicated), count(Phase::refused));
+    ensure!(
+        refused == 0,
+        "{refused} queries were refused, or answered with something else than was asked for"
+    );
     Ok(json!({
         "machine": core["machine"], "images": arguments.images, "dimension": arguments.dimension,
         "index": core["search"], "recall": core["recall"], "devices": arguments.devices, "seed": arguments.seed,
@@ -204,7 +212,7 @@ fn loaded(arguments: &Arguments, programs: &Programs, place: &Path) -> anyhow::R
         "busy_rate_at_half_load": half.busy_rate(),
         "busy_rate_at_3x": threefold.busy_rate(), "answered_per_second_at_3x": threefold.answered_per_second(),
         "p99_ms_at_3x": threefold.latency_ms(0.99), "recovery_s": after.until_within(RECOVERED),
-        "lost": count(Phase::lost), "duplicated": count(Phase::duplicated), "refused": count(Phase::refused),
+        "lost": lost, "duplicated": duplicated,
         "queries": count(|phase| phase.asked.len()),
         "rss_mb": rss_ready.beyond_files, "rss_mb_after_overload": rss_overload.beyond_files,
         "rss_mb_with_files": rss_ready.all, "ready_s": ready_s,
