@@ -37,7 +37,7 @@ fn every_query_is_answered_once_while_mosquitto_and_a_server_are_killed() {
     let mut second = Some(Server::spawn(serve("gallery-2", "two"), &log("gallery-2")).unwrap());
 
     let mut command = fixture.programs.edge();
-    command.args(["query", "--json", "--server", &address, "--device", "cam-1", "--timeout", "60"]);
+    command.args(["query", "--json", "--server", &address, "--device", "cam-1", "--timeout", "20"]);
     command.arg("--password-file").arg(secret("cam-1.password", "three"));
     command.arg("--ca").arg(&authority).arg("--bundle").arg(workspace::bundle());
     let photos: Vec<_> =
@@ -51,8 +51,9 @@ fn every_query_is_answered_once_while_mosquitto_and_a_server_are_killed() {
                 std::thread::sleep(Duration::from_millis(700));
                 broker.restart().unwrap();
             }
-            // Killed, and not asked to stop: what it had taken in and not answered comes again.
-            20 => drop(second.take()),
+            // Killed, and not asked to stop. Mosquitto 2.0 goes on to give it its share of the queries, so that every second one
+            // is asked again.
+            42 => drop(second.take()),
             _ => {}
         }
     })
