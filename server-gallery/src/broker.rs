@@ -7,7 +7,7 @@
 //!
 //! Whoever is in keeps to its own topics. A device `d` may
 //!
-//! - publish `glimpse/v1/devices/d/query` and `glimpse/v1/devices/d/status` (its last will goes nowhere else either),
+//! - publish `glimpse/v1/devices/d/query` and `glimpse/v1/devices/d/status` (its last will goes to the latter alone),
 //! - subscribe to `glimpse/v1/devices/d/reply`, to `.../d/model`, to what is below these two, and to
 //!   `glimpse/v1/gallery/status`.
 //!
@@ -45,7 +45,7 @@ use crate::access::registry::{Registry, Timestamp};
 use crate::access::tls::{ServerTls, TlsError};
 use crate::access::{Access, Credential, Event, Refusal};
 use crate::config::ListenSecurity;
-use crate::door::{Behind, Door, Peer, Peers, Waiting};
+use crate::door::{Behind, Door, Peer, Peers, waiting_places};
 use crate::mqtt::{Credentials, PACKET_BYTES_MAX};
 
 /// How often the registry is looked at.
@@ -56,6 +56,9 @@ const GRANT_LIFE: Duration = Duration::from_mins(1);
 
 /// Retained messages that are kept; a status a device, and the gallery's.
 const RETAINED_MAX: isize = 100_000;
+
+/// Bytes of a message that is retained: a status has some hundred.
+const RETAINED_BYTES_MAX: usize = 4096;
 
 /// Why the broker cannot start.
 #[derive(Debug, Error)]
@@ -110,6 +113,22 @@ impl Broker {
         if is_local(listen) || insecure_plaintext { Ok(()) } else { Err(BrokerError::Plaintext(listen)) }
     }
 
+    /// Refuses addresses that other machines can reach while there is no device that could prove itself.
+    ///
+    /// # Errors
+    /// [`BrokerError::NoDevices`].
+    pub fn check_devices(
+        listen: SocketAddr,
+        listen_tls: Option<SocketAddr>,
+        devices: usize,
+    ) -> Result<(), BrokerError> {
+        let mut addresses = [Some(listen), listen_tls].into_iter().flatten();
+        match addresses.find(|address| devices == 0 && !is_local(*address)) {
+            Some(open) => Err(BrokerError::NoDevices(open)),
+            None => Ok(()),
+        }
+    }
+
     /// Listens on `listen` and, with TLS, where `security` says (port 0: any free one), for at most `clients_max`
     /// clients that `access` lets in.
     ///
@@ -122,10 +141,7 @@ impl Broker {
         access: Arc<Access>,
     ) -> Result<Self, BrokerError> {
         Self::check_address(listen, security.insecure_plaintext)?;
-        let addresses = [Some(listen), security.listen_tls].into_iter().flatten();
-        if let Some(open) = addresses.filter(|address| !is_local(*address)).find(|_| access.devices() == 0) {
-            return Err(BrokerError::NoDevices(open));
-        }
+        Self::check_devices(listen, security.listen_tls, access.devices())?;
         let tls = security.tls.clone().map(|files| ServerTls::load(files, access.clone())).transpose()?;
         let tls = tls.map(Arc::new);
 
@@ -151,7 +167,7 @@ impl Broker {
             peers,
             access: access.clone(),
             places: Arc::new(Semaphore::new(usize::from(clients_max))),
-            waiting: Waiting::new(),
+            waiting: waiting_places(),
         });
         let mut doors = Vec::new();
         let mut open = |listen, tls| {
@@ -330,6 +346,12 @@ impl Rules {
         })
     }
 
+    /// Whether a last will may be for this topic: the device's status, for a query of somebody who has gone is nobody's.
+    fn may_leave_behind(client: &str, topic: &str) -> bool {
+        DeviceTopic::parse(topic)
+            .is_some_and(|(device, kind)| device.as_str() == client && kind == DeviceTopic::Status)
+    }
+
     fn may_subscribe(client: &str, filter: &str) -> bool {
         let Ok(device) = DeviceId::new(client) else { return filter == GALLERY_STATUS };
         let below = |kind: DeviceTopic| {
@@ -399,7 +421,7 @@ impl Rules {
             LastWill::V3(will) => will.topic.to_string(),
             LastWill::V5(will) => will.topic.to_string(),
         });
-        if will.is_some_and(|topic| !Self::may_publish(&id.client_id, &topic)) {
+        if will.is_some_and(|topic| !Self::may_leave_behind(&id.client_id, &topic)) {
             return Err(Refusal::ForeignWill);
         }
         Ok(credential)
@@ -548,7 +570,10 @@ impl RetainStorage for Retained {
         let is_status = &**topic == GALLERY_STATUS
             || DeviceTopic::parse(topic).is_some_and(|(_, kind)| kind == DeviceTopic::Status);
         let is_deletion = retain.publish.payload.is_empty();
-        if !is_status || (!is_deletion && self.0.count().await >= RETAINED_MAX) {
+        if !is_status || retain.publish.payload.len() > RETAINED_BYTES_MAX {
+            return Ok(());
+        }
+        if !is_deletion && self.0.count().await >= RETAINED_MAX {
             return Ok(());
         }
         // rmqtt gives messages that name no expiry five minutes, which suits queues; a status holds until the next.
@@ -615,6 +640,8 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(Rules::may_publish("cam-1", topic), allowed, "publish {topic}");
+            let status = topic == "glimpse/v1/devices/cam-1/status";
+            assert_eq!(Rules::may_leave_behind("cam-1", topic), status, "a last will for {topic}");
         }
         for (filter, allowed) in [
             ("glimpse/v1/devices/cam-1/reply", true),

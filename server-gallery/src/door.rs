@@ -16,7 +16,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::access::tls::ServerTls;
 use crate::access::{Access, Event, Fingerprint};
+use crate::places::{Place, Places};
 
 /// How long TLS and the CONNECT packet may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,10 +39,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest CONNECT packet: names, a password, and a last will, which is a status of some hundred bytes.
 const CONNECT_BYTES_MAX: usize = 16 << 10;
 
-/// Connections that have not yet shown a whole CONNECT packet, in all and of one address. A fleet behind one router
+/// Connections that have not yet shown a whole CONNECT packet, in all and of one network. A fleet behind one router
 /// comes back at once after a power cut, and tries again.
-const WAITING_MAX: usize = 512;
-const WAITING_OF_ADDRESS_MAX: usize = 64;
+pub(crate) const WAITING_MAX: usize = 512;
+const WAITING_OF_NETWORK_MAX: usize = 64;
 
 /// Who stands behind a connection of the door to the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,53 +97,15 @@ pub(crate) struct Behind {
     pub(crate) peers: Arc<Peers>,
     /// For the audit log.
     pub(crate) access: Arc<Access>,
-    /// Places for connections.
+    /// Places for connections that have shown a CONNECT packet.
     pub(crate) places: Arc<Semaphore>,
-    /// Places for those without a CONNECT packet.
-    pub(crate) waiting: Waiting,
+    /// Places for those that have not.
+    pub(crate) waiting: Arc<Places>,
 }
 
-/// Connections without a CONNECT packet yet.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    all: Arc<Semaphore>,
-    of_address: Mutex<HashMap<IpAddr, usize>>,
-}
-
-impl Waiting {
-    pub(crate) fn new() -> Self {
-        Self { all: Arc::new(Semaphore::new(WAITING_MAX)), of_address: Mutex::default() }
-    }
-
-    /// A place for one more from this address, if there is one; as many addresses are counted as there are places.
-    fn place(&self, address: IpAddr) -> Option<WaitingPlace<'_>> {
-        let place = self.all.clone().try_acquire_owned().ok()?;
-        let mut of_address = self.of_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = of_address.entry(address).or_insert(0);
-        if *count >= WAITING_OF_ADDRESS_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(WaitingPlace { waiting: self, address, _place: place })
-    }
-}
-
-struct WaitingPlace<'a> {
-    waiting: &'a Waiting,
-    address: IpAddr,
-    _place: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl Drop for WaitingPlace<'_> {
-    fn drop(&mut self) {
-        let mut of_address = self.waiting.of_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = of_address.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                of_address.remove(&self.address);
-            }
-        }
-    }
+/// Places for connections that have not yet shown a CONNECT packet.
+pub(crate) fn waiting_places() -> Arc<Places> {
+    Places::new(WAITING_MAX, WAITING_OF_NETWORK_MAX)
 }
 
 /// A listener that other machines can reach. Dropping it closes the door; connections that are through stay.
@@ -190,14 +154,13 @@ async fn accept(listener: TcpListener, tls: Option<Arc<ServerTls>>, behind: Arc<
                 continue;
             }
         };
-        let Ok(place) = behind.places.clone().try_acquire_owned() else {
-            refuse(&behind, address, "too many connections");
+        let Some(waiting) = behind.waiting.take(address.ip()) else {
+            refuse(&behind, address, "too many connections that say nothing");
             continue;
         };
         let (tls, behind) = (tls.clone(), behind.clone());
         tokio::spawn(async move {
-            let _place = place;
-            if let Err(error) = pass(stream, address, tls, &behind).await {
+            if let Err(error) = pass(stream, address, waiting, tls, &behind).await {
                 tracing::debug!(%address, %error, "a connection ended");
             }
         });
@@ -213,13 +176,10 @@ fn refuse(behind: &Behind, address: SocketAddr, reason: &str) {
 async fn pass(
     stream: TcpStream,
     address: SocketAddr,
+    waiting: Place,
     tls: Option<Arc<ServerTls>>,
     behind: &Behind,
 ) -> io::Result<()> {
-    let Some(waiting) = behind.waiting.place(address.ip().to_canonical()) else {
-        refuse(behind, address, "too many connections that say nothing");
-        return Ok(());
-    };
     // A reply is one small packet: waiting for more to send costs up to 40 ms.
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
@@ -249,7 +209,7 @@ async fn pass(
 async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     peer: Peer,
-    waiting: WaitingPlace<'_>,
+    waiting: Place,
     in_time: Duration,
     behind: &Behind,
 ) -> io::Result<()> {
@@ -266,6 +226,11 @@ async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     drop(waiting);
+    // Who only connects takes no place from those who speak MQTT.
+    let Ok(_place) = behind.places.clone().try_acquire_owned() else {
+        refuse(behind, peer.address, "too many connections");
+        return Ok(());
+    };
     let mut broker = TcpStream::connect(behind.broker).await?;
     broker.set_nodelay(true)?;
     // Before the broker sees a byte.
@@ -287,11 +252,15 @@ async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
     broker.write_all(connect).await?;
     let (mut from_client, mut to_client) = tokio::io::split(stream);
     let (mut from_broker, mut to_broker) = broker.split();
-    // One end is the end of both: MQTT has no use for half a connection, and a client that was sent away must go.
+    let mut down = pin!(tokio::io::copy(&mut from_broker, &mut to_client));
+    // The broker's end is the end of both: a client that was sent away must go.
     tokio::select! {
-        up = tokio::io::copy(&mut from_client, &mut to_broker) => up.map(drop),
-        down = tokio::io::copy(&mut from_broker, &mut to_client) => down.map(drop),
+        up = tokio::io::copy(&mut from_client, &mut to_broker) => drop(up?),
+        down = &mut down => return down.map(drop),
     }
+    // A client that has said all may still be told what is on its way; MQTT has no other use for half a connection.
+    to_broker.shutdown().await?;
+    tokio::time::timeout(CLOSE_TIMEOUT, down).await.map_or(Ok(()), |down| down.map(drop))
 }
 
 /// Reads until `packet` begins with a whole CONNECT packet.
@@ -378,18 +347,5 @@ mod tests {
         client.write_all(b"\x10\x03a").await.unwrap();
         drop(client);
         assert!(read_connect(&mut server, &mut Vec::new()).await.is_err());
-    }
-
-    #[test]
-    fn one_address_does_not_take_every_place() {
-        let waiting = Waiting::new();
-        let (here, there) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let mut places: Vec<_> = (0..WAITING_OF_ADDRESS_MAX).map(|_| waiting.place(here).unwrap()).collect();
-        assert!(waiting.place(here).is_none() && waiting.place(there).is_some());
-        places.pop();
-        assert!(waiting.place(here).is_some());
-        drop(places);
-        assert!(waiting.of_address.lock().unwrap().is_empty());
-        assert_eq!(waiting.all.available_permits(), WAITING_MAX);
     }
 }

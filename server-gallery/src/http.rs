@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `/healthz` | everybody | the process is alive |
 //! | `/readyz` | everybody | the gallery is loaded and queries reach the server; 503 otherwise |
-//! | `/metrics` | this machine; beyond it a token or a session | Prometheus text ([`metrics`]) |
+//! | `/metrics` | whoever has the token, or this machine while none is set; a session | Prometheus text ([`metrics`]) |
 //! | `/login`, `/assets/..` | everybody | the page that asks for the password, and how it looks |
 //! | `/`, `/api/..`, `/photo` | a session, or this machine while no password is set | the console |
 //!
@@ -25,6 +25,7 @@ pub mod metrics;
 mod photos;
 pub mod source;
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -47,6 +48,8 @@ pub use access::PASSWORD_FILE;
 use access::{Access, Admission, Refusal};
 pub use source::{ServedGallery, Source};
 
+use crate::access::Audit;
+use crate::access::file::open_secret;
 use crate::monitor::Monitor;
 use photos::Photos;
 
@@ -56,6 +59,9 @@ const FOLLOWERS_MAX: usize = 32;
 /// Searches for photos at a time, and those that may wait for their turn.
 const SEARCHES_AT_ONCE_MAX: usize = 1;
 const SEARCHES_WAITING_MAX: usize = 4;
+
+/// Passwords that are tried at a time: each takes 19 MiB.
+const LOGINS_AT_ONCE_MAX: usize = 1;
 
 /// The longest token for metrics that is read, and the shortest that is accepted.
 const TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=1024;
@@ -68,7 +74,7 @@ const STOP_WAIT: Duration = Duration::from_secs(2);
 pub struct HttpConfig {
     /// Address and port; port 0 is any free one.
     pub listen: SocketAddr,
-    /// File with the token that lets a program beyond this machine read `/metrics`.
+    /// File with the token that lets a program read `/metrics`; without one this machine may.
     pub metrics_token: Option<PathBuf>,
 }
 
@@ -107,17 +113,17 @@ impl HttpConfig {
         self.listen.ip().to_canonical().is_loopback()
     }
 
-    /// Whether it could be served: a password where others reach it, and a token that can be read.
+    /// Whether it could be served, with this access folder: a password where others reach it, and a token that can be read.
     ///
     /// # Errors
     /// [`HttpError::NoPassword`] and [`HttpError::Token`].
-    pub fn check(&self, gallery: &Path) -> Result<(), HttpError> {
+    pub fn check(&self, access: &Path) -> Result<(), HttpError> {
         self.token()?;
-        self.access(gallery, None).map(|_| ())
+        self.access(access, None).map(|_| ())
     }
 
-    fn access(&self, gallery: &Path, token: Option<&str>) -> Result<Access, HttpError> {
-        let access = Access::new(gallery, false, token);
+    fn access(&self, folder: &Path, token: Option<&str>) -> Result<Access, HttpError> {
+        let access = Access::new(folder, self.is_local(), token);
         if !self.is_local() && access.password().is_none() {
             return Err(HttpError::NoPassword(self.listen));
         }
@@ -127,11 +133,12 @@ impl HttpConfig {
     fn token(&self) -> Result<Option<String>, HttpError> {
         let Some(path) = &self.metrics_token else { return Ok(None) };
         let failed = |reason: String| HttpError::Token { path: path.clone(), reason };
-        let bytes = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
-        if bytes > *TOKEN_BYTES.end() as u64 {
-            return Err(failed(format!("it has {bytes} bytes, and at most {} are read", TOKEN_BYTES.end())));
+        let file = open_secret(path).map_err(|error| failed(error.to_string()))?;
+        let mut text = String::new();
+        let read = file.take(*TOKEN_BYTES.end() as u64 + 1).read_to_string(&mut text);
+        if read.map_err(|error| failed(error.to_string()))? > *TOKEN_BYTES.end() {
+            return Err(failed(format!("it has more than {} bytes", TOKEN_BYTES.end())));
         }
-        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         let token = text.trim();
         if !TOKEN_BYTES.contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(failed(format!(
@@ -152,17 +159,15 @@ pub struct Http {
 }
 
 impl Http {
-    /// Listens, and answers from now on; there is no gallery until [`Http::open`].
+    /// Listens, and answers from now on; there is no gallery until [`Http::open`]. The folder `access` has the password, and
+    /// the audit log that logins are written down in.
     ///
     /// # Errors
     /// When it cannot listen there, or must not.
-    pub async fn start(
-        config: &HttpConfig,
-        gallery: &Path,
-        monitor: Arc<Monitor>,
-    ) -> Result<Self, HttpError> {
+    pub async fn start(config: &HttpConfig, access: &Path, monitor: Arc<Monitor>) -> Result<Self, HttpError> {
         let token = config.token()?;
-        let access = config.access(gallery, token.as_deref())?;
+        let audit = Audit::new(access);
+        let access = config.access(access, token.as_deref())?;
         let bind = |source| HttpError::Bind { address: config.listen, source };
         let socket = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = socket.local_addr().map_err(bind)?;
@@ -171,11 +176,13 @@ impl Http {
             monitor,
             source: OnceLock::new(),
             access,
+            audit,
             local: config.is_local(),
             photos: Photos::new(),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             searches: Arc::new(Semaphore::new(SEARCHES_AT_ONCE_MAX)),
             searches_waiting: Semaphore::new(SEARCHES_AT_ONCE_MAX + SEARCHES_WAITING_MAX),
+            logins: Arc::new(Semaphore::new(LOGINS_AT_ONCE_MAX)),
             stopped: stopped.clone(),
         });
         let listener = tokio::spawn(listener::run(socket, routes(site.clone()), stopped));
@@ -215,12 +222,14 @@ struct Site {
     monitor: Arc<Monitor>,
     source: OnceLock<Arc<dyn Source>>,
     access: Access,
+    audit: Audit,
     /// Only this machine reaches it.
     local: bool,
     photos: Photos,
     followers: Arc<Semaphore>,
     searches: Arc<Semaphore>,
     searches_waiting: Semaphore,
+    logins: Arc<Semaphore>,
     stopped: watch::Receiver<bool>,
 }
 
@@ -292,6 +301,11 @@ fn refused(refusal: Refusal) -> Response {
             "without a password the console answers to 127.0.0.1 and localhost only: set one with `glimpse-gallery \
              console-password`",
         ),
+        Refusal::Forwarded => (
+            StatusCode::FORBIDDEN,
+            "forwarded",
+            "without a password the console answers to nobody through a proxy: set one with `glimpse-gallery console-password`",
+        ),
         Refusal::ForeignOrigin => {
             (StatusCode::FORBIDDEN, "foreign_origin", "this must come from the console's own page")
         }
@@ -316,8 +330,7 @@ async fn ready(State(site): State<Arc<Site>>) -> Response {
 }
 
 async fn measured(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    let admitted = || !matches!(site.access.admit(&axum::http::Method::GET, &headers), Admission::Refused(_));
-    if !site.local && !site.access.has_metrics_token(&headers) && !admitted() {
+    if !site.access.may_measure(&headers) {
         let challenge = [(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))];
         return (challenge, refused(Refusal::LogIn)).into_response();
     }

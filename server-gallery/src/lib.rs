@@ -50,6 +50,7 @@ mod memory;
 pub mod monitor;
 pub mod mqtt;
 pub mod password;
+mod places;
 pub mod progress;
 pub mod serve;
 mod session;

@@ -82,7 +82,7 @@ pub async fn run(
     let monitor = Arc::new(Monitor::new());
     // Before the gallery, which takes a while: `/readyz` says that it does.
     let http = match &config.http {
-        Some(http) => Some(Http::start(http, &config.gallery, monitor.clone()).await?),
+        Some(http) => Some(Http::start(http, &config.access, monitor.clone()).await?),
         None => None,
     };
     // A new index takes a while to make: a signal stops that too.

@@ -196,6 +196,9 @@ fn a_device_keeps_to_its_own_topics_and_its_replies_come_home() {
     }
     let foreign_will = Login { will: "glimpse/v1/devices/cam-2/status", ..Login::of("cam-1", PASSWORD) };
     assert_eq!(refusal(&address, &foreign_will), reason::NOT_AUTHORIZED);
+    // Nobody waits for the answer to a query that is asked when its device has gone.
+    let asking_will = Login { will: "glimpse/v1/devices/cam-1/query", ..Login::of("cam-1", PASSWORD) };
+    assert_eq!(refusal(&address, &asking_will), reason::NOT_AUTHORIZED);
     assert!(is_audited(&fixture, "topic_refused", &[("device", "cam-1"), ("action", "publish")]));
     assert!(is_audited(&fixture, "topic_refused", &[("action", "subscribe"), ("topic", "#")]));
     assert!(is_audited(&fixture, "refused", &[("reason", "a last will for a foreign topic")]));

@@ -2,20 +2,22 @@
 //!
 //! The server and the commands append to one file, each line under the file's lock. A file that has reached its size
 //! becomes `audit.1.jsonl`, that one `audit.2.jsonl`, and the oldest goes. What strangers can cause is limited to a
-//! number of lines a second, with a count of what was left out, so that nobody washes the log away by knocking; and
+//! number of lines a second for each kind, and what a device can cause by coming and going to a number a minute, with
+//! a count of what was left out, so that nobody washes the log away by knocking, nor one kind of line another; and
 //! what strangers write is cut to a length. No line has a secret. A log that cannot be written is told in the
 //! server's log and stops nothing.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use super::file::private;
+use super::file::append_private;
 
 /// A log of this size makes room for a new one.
 const LOG_BYTES_MAX: u64 = 16 << 20;
@@ -23,8 +25,14 @@ const LOG_BYTES_MAX: u64 = 16 << 20;
 /// Older logs that are kept.
 const OLDER_LOGS: usize = 4;
 
-/// Lines a second that strangers can cause.
+/// Lines of each kind that strangers can cause in a second.
 const STRANGERS_PER_SECOND: u32 = 20;
+
+/// Connections of one device that are written down in a minute.
+const CONNECTIONS_PER_MINUTE: u32 = 20;
+
+/// Devices whose connections are counted apart; any more share one count.
+const DEVICES_COUNTED_MAX: usize = 16_384;
 
 /// The longest text of a stranger that is kept.
 const TEXT_BYTES_MAX: usize = 256;
@@ -117,14 +125,6 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// Whether somebody who is not let in can cause it as often as they like.
-    const fn is_of_strangers(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused { .. } | Self::TopicRefused { .. } | Self::ConsoleLogin { accepted: false, .. }
-        )
-    }
-
     /// The same with its texts cut to a length.
     fn bounded(self) -> Self {
         match self {
@@ -169,13 +169,13 @@ const fn is_zero(number: &u64) -> bool {
 #[derive(Debug)]
 pub struct Audit {
     path: PathBuf,
-    strangers: Mutex<Budget>,
+    budgets: Mutex<Budgets>,
 }
 
 impl Audit {
     /// The log in this folder; the file is made with its first line.
     pub fn new(folder: &Path) -> Self {
-        Self { path: folder.join("audit.jsonl"), strangers: Mutex::new(Budget::new(Instant::now())) }
+        Self { path: folder.join("audit.jsonl"), budgets: Mutex::new(Budgets::new(Instant::now())) }
     }
 
     /// Where it is.
@@ -186,12 +186,14 @@ impl Audit {
     /// Writes an event down, and returns whether it did: of what strangers cause it leaves some out, and so should
     /// other logs. Takes some ten microseconds; not brought to the disk each time.
     pub fn record(&self, event: Event<'_>) -> bool {
-        let left_out = if event.is_of_strangers() {
-            let mut budget = self.strangers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let Some(left_out) = budget.take(Instant::now()) else { return false };
-            left_out
-        } else {
-            0
+        let left_out = {
+            let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            match budgets.of(&event, now).map(|budget| budget.take(now)) {
+                None => 0,
+                Some(Some(left_out)) => left_out,
+                Some(None) => return false,
+            }
         };
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let written = serde_json::to_vec(&Line { time, event: event.bounded(), left_out })
@@ -224,13 +226,12 @@ impl Audit {
     }
 
     fn open(&self) -> io::Result<File> {
-        let open = || private().create(true).append(true).open(&self.path);
-        match open() {
+        match append_private(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Only a server without a registry has no folder yet.
                 let folder = self.path.parent().unwrap_or(Path::new("."));
                 super::file::make_private_folder(folder).map_err(io::Error::other)?;
-                open()
+                append_private(&self.path)
             }
             other => other,
         }
@@ -262,23 +263,80 @@ fn is_at(_: &File, _: &Path) -> bool {
     true
 }
 
-/// Lines that strangers may cause in this second.
+/// What may still be written down of what others can cause as often as they like.
+#[derive(Debug)]
+struct Budgets {
+    refused: Budget,
+    topics: Budget,
+    console: Budget,
+    connected: HashMap<String, Budget>,
+    other_devices: Budget,
+}
+
+impl Budgets {
+    fn new(now: Instant) -> Self {
+        Self {
+            refused: Budget::of_strangers(now),
+            topics: Budget::of_strangers(now),
+            console: Budget::of_strangers(now),
+            connected: HashMap::new(),
+            other_devices: Budget::of_device(now),
+        }
+    }
+
+    /// The budget of an event; `None` where nobody can cause it at will.
+    fn of(&mut self, event: &Event<'_>, now: Instant) -> Option<&mut Budget> {
+        match event {
+            Event::Refused { .. } => Some(&mut self.refused),
+            Event::TopicRefused { .. } => Some(&mut self.topics),
+            Event::ConsoleLogin { accepted: false, .. } => Some(&mut self.console),
+            Event::Connected { device, .. } => Some(self.of_device(cut(device), now)),
+            _ => None,
+        }
+    }
+
+    fn of_device(&mut self, device: &str, now: Instant) -> &mut Budget {
+        if self.connected.len() >= DEVICES_COUNTED_MAX && !self.connected.contains_key(device) {
+            self.connected.retain(|_, budget| budget.is_of_now(now));
+            if self.connected.len() >= DEVICES_COUNTED_MAX {
+                return &mut self.other_devices;
+            }
+        }
+        self.connected.entry(device.to_owned()).or_insert_with(|| Budget::of_device(now))
+    }
+}
+
+/// Lines that may be written in this period.
 #[derive(Debug)]
 struct Budget {
-    second: Instant,
+    of_period: u32,
+    period: Duration,
+    began: Instant,
     left: u32,
     left_out: u64,
 }
 
 impl Budget {
-    const fn new(now: Instant) -> Self {
-        Self { second: now, left: STRANGERS_PER_SECOND, left_out: 0 }
+    const fn of_strangers(now: Instant) -> Self {
+        Self::new(STRANGERS_PER_SECOND, Duration::from_secs(1), now)
+    }
+
+    const fn of_device(now: Instant) -> Self {
+        Self::new(CONNECTIONS_PER_MINUTE, Duration::from_mins(1), now)
+    }
+
+    const fn new(of_period: u32, period: Duration, now: Instant) -> Self {
+        Self { of_period, period, began: now, left: of_period, left_out: 0 }
+    }
+
+    fn is_of_now(&self, now: Instant) -> bool {
+        now.duration_since(self.began) < self.period
     }
 
     /// How many were left out before this one, or `None` where it is left out itself.
     fn take(&mut self, now: Instant) -> Option<u64> {
-        if now.duration_since(self.second) >= Duration::from_secs(1) {
-            (self.second, self.left) = (now, STRANGERS_PER_SECOND);
+        if !self.is_of_now(now) {
+            (self.began, self.left) = (now, self.of_period);
         }
         let Some(left) = self.left.checked_sub(1) else {
             self.left_out += 1;
@@ -333,9 +391,30 @@ mod tests {
         }
         let seconds = started.elapsed().as_secs() as usize + 1;
         assert!(lines(audit.path()).len() <= seconds * STRANGERS_PER_SECOND as usize);
-        let mut budget = Budget::new(started);
+        let mut budget = Budget::of_strangers(started);
         let taken = (0..25).filter_map(|_| budget.take(started)).count();
         assert_eq!((taken, budget.take(started + Duration::from_secs(1))), (20, Some(5)));
+    }
+
+    #[test]
+    fn one_kind_of_line_leaves_the_others_their_room_and_one_device_too() {
+        let place = tempfile::tempdir().unwrap();
+        let audit = Audit::new(place.path());
+        let address = "192.0.2.1:4000".parse().unwrap();
+        let connected =
+            |device| audit.record(Event::Connected { device, address, credential: "none", tls: true });
+        let refused =
+            || audit.record(Event::Refused { device: None, address: None, reason: "unknown device" });
+        while refused() {}
+        while connected("cam-1") {}
+        assert!(audit.record(Event::ConsoleLogin { address, accepted: false }));
+        assert!(audit.record(Event::TopicRefused { device: "cam-1", action: "publish", topic: "#" }));
+        assert!(connected("cam-2"));
+        let mut budgets = Budgets::new(Instant::now());
+        for number in 0..2 * DEVICES_COUNTED_MAX {
+            budgets.of_device(&number.to_string(), Instant::now());
+        }
+        assert!(budgets.connected.len() <= DEVICES_COUNTED_MAX);
     }
 
     #[test]
@@ -343,7 +422,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let audit = Audit::new(place.path());
         for round in 0..OLDER_LOGS + 2 {
-            let full = private().create(true).append(true).open(audit.path()).unwrap();
+            let full = append_private(audit.path()).unwrap();
             full.set_len(LOG_BYTES_MAX - 10).unwrap();
             audit.record(Event::RegistryReloaded { devices: round });
             assert_eq!(lines(audit.path()), [lines(audit.path())[0].clone()]);

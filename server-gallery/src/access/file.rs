@@ -3,6 +3,8 @@
 //! A change writes a temporary file beside the registry, brings it to the disk, and renames it over the old one, so
 //! that a reader and a power cut see either registry whole. Commands that run at once take turns by the lock file;
 //! the server only reads, and needs no lock.
+//!
+//! What root makes is given to the owner of the folder that it is made in: the service, which is not root, has to read it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -118,11 +120,69 @@ pub fn edit<T>(
 /// # Errors
 /// When it cannot be made.
 pub fn make_private_folder(folder: &Path) -> Result<(), FileError> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
+    if let Some(above) = above {
+        make_private_folder(above)?;
+    }
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "other systems have no modes"))]
     let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder).map_err(|source| FileError::Io { action: "make", path: folder.to_owned(), source })
+    let made = match builder.create(folder) {
+        // Another command was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => return Ok(()),
+        made => made,
+    };
+    made.and_then(|()| give_folder_to_owner_of(above.unwrap_or(Path::new(".")), folder))
+        .map_err(|source| FileError::Io { action: "make", path: folder.to_owned(), source })
+}
+
+/// The user and group that own a folder, where we are root and must not keep what we make there.
+#[cfg(unix)]
+fn owner_to_be(folder: &Path) -> io::Result<Option<(u32, u32)>> {
+    use std::os::unix::fs::MetadataExt as _;
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let owner = fs::metadata(folder)?;
+    Ok(Some((owner.uid(), owner.gid())))
+}
+
+#[cfg(unix)]
+fn give_folder_to_owner_of(above: &Path, made: &Path) -> io::Result<()> {
+    // Not through a link that somebody put in its place meanwhile.
+    owner_to_be(above)?
+        .map_or(Ok(()), |(user, group)| std::os::unix::fs::lchown(made, Some(user), Some(group)))
+}
+
+#[cfg(not(unix))]
+fn give_folder_to_owner_of(_: &Path, _: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Makes a file that only the owner of its folder can read and write; it must not be there.
+pub(super) fn make_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    // A new file is no link to another's: that one would be given away.
+    let file = options.create_new(true).open(path)?;
+    #[cfg(unix)]
+    {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Some((user, group)) = owner_to_be(folder)? {
+            std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+        }
+    }
+    Ok(file)
+}
+
+/// Opens a private file to append to it, and makes it where there is none.
+pub(super) fn append_private(path: &Path) -> io::Result<File> {
+    match make_private(private().append(true), path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => private().append(true).open(path),
+        made => made,
+    }
 }
 
 /// Opens a file that only its owner can read and write.
@@ -153,12 +213,21 @@ pub enum SecretError {
 /// When it cannot be read, others can read it, or it holds something else.
 pub fn read_secret(path: &Path) -> Result<String, SecretError> {
     let io = |source| FileError::Io { action: "read", path: path.to_owned(), source };
+    password_of(open_secret(path)?).map_err(io)?.ok_or_else(|| SecretError::NoPassword(path.to_owned()))
+}
+
+/// Opens a file with a secret.
+///
+/// # Errors
+/// When it cannot be read, or others can read it.
+pub fn open_secret(path: &Path) -> Result<File, FileError> {
+    let io = |source| FileError::Io { action: "read", path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     // What comes through a pipe or a descriptor is nobody's file.
     if file.metadata().map_err(io)?.is_file() {
         check_mode(path, 0o077, "read or change it", "600")?;
     }
-    password_of(file).map_err(io)?.ok_or_else(|| SecretError::NoPassword(path.to_owned()))
+    Ok(file)
 }
 
 /// The one line of a source, without its end; `None` where it is none or too long.
@@ -212,7 +281,7 @@ pub fn check_mode(_: &Path, _: u32, _: &'static str, _: &'static str) -> Result<
 
 fn lock(path: &Path) -> Result<File, FileError> {
     let io = |action| move |source| FileError::Io { action, path: path.to_owned(), source };
-    let file = private().create(true).append(true).open(path).map_err(io("open"))?;
+    let file = append_private(path).map_err(io("open"))?;
     let give_up = Instant::now() + LOCK_TIMEOUT;
     loop {
         match file.try_lock() {
@@ -226,19 +295,25 @@ fn lock(path: &Path) -> Result<File, FileError> {
     }
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    // The lock makes the name ours; what an interrupted command left there is written over.
-    let new = path.with_extension("toml.new");
+/// Replaces a file whole, for its owner's eyes only: the owner of its folder where root writes it.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
     let io = |action| {
         let new = new.clone();
         move |source| FileError::Io { action, path: new, source }
     };
+    // What an interrupted command left has whatever mode it has.
     if let Err(error) = fs::remove_file(&new)
         && error.kind() != io::ErrorKind::NotFound
     {
         return Err(io("remove")(error));
     }
-    let mut file = private().write(true).create_new(true).open(&new).map_err(io("write"))?;
+    let mut file = make_private(private().write(true), &new).map_err(io("write"))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io("write"))?;
     fs::rename(&new, path).map_err(io("rename"))?;
     // The name is on the disk only when its folder is.
@@ -275,6 +350,28 @@ mod tests {
             use std::os::unix::fs::PermissionsExt as _;
             let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
             assert_eq!((mode(&folder), mode(&folder.join(REGISTRY))), (0o700, 0o600));
+        }
+    }
+
+    /// Only root can give files away, so others have nothing to see here.
+    #[test]
+    #[cfg(unix)]
+    fn what_root_makes_belongs_to_the_owner_of_the_gallery() {
+        use std::os::unix::fs::MetadataExt as _;
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let gallery = place.path().join("gallery");
+        fs::create_dir(&gallery).unwrap();
+        std::os::unix::fs::chown(&gallery, Some(10_001), Some(10_002)).unwrap();
+        let folder = gallery.join("access");
+        edit(&folder, |_| Ok(())).unwrap();
+        write_private(&folder.join("console"), b"hash\n").unwrap();
+        super::super::Audit::new(&folder).record(super::super::Event::RegistryReloaded { devices: 0 });
+        for name in ["", REGISTRY, LOCK, "console", "audit.jsonl"] {
+            let made = fs::metadata(folder.join(name)).unwrap();
+            assert_eq!((made.uid(), made.gid()), (10_001, 10_002), "{name}");
         }
     }
 

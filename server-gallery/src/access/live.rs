@@ -2,7 +2,8 @@
 //!
 //! It is read at the start, where any fault is an error, and again whenever the file changes. A file that has become
 //! unreadable or has gone changes nothing: the server keeps the last good registry, says so once, and lets nobody in
-//! whom that one does not.
+//! whom that one does not. Where the file system failed it tries again, so that no revocation is lost for want of a file
+//! descriptor.
 
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,15 @@ pub struct Access {
     folder: PathBuf,
     audit: Audit,
     registry: RwLock<Option<Arc<Registry>>>,
-    seen: Mutex<Option<Seen>>,
+    seen: Mutex<Looked>,
+}
+
+/// What the last look found.
+#[derive(Debug)]
+struct Looked {
+    at: Option<Seen>,
+    /// Whether reading failed since, and it was said.
+    failed: bool,
 }
 
 /// What tells one version of the file from another: a changed registry is another file.
@@ -58,7 +67,7 @@ impl Access {
             folder: folder.to_owned(),
             audit: Audit::new(folder),
             registry: RwLock::new(registry),
-            seen: Mutex::new(seen),
+            seen: Mutex::new(Looked { at: seen, failed: false }),
         })
     }
 
@@ -81,11 +90,17 @@ impl Access {
     pub fn refresh(&self) -> bool {
         let now = look(&self.folder);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == now {
+        if seen.at == now {
             return false;
         }
-        *seen = now;
-        match file::load(&self.folder) {
+        let loaded = file::load(&self.folder);
+        if let Err(error @ FileError::Io { .. }) = &loaded {
+            // What could not be read is not seen: the next look tries again.
+            let said = std::mem::replace(&mut seen.failed, true);
+            return !said && self.refuse(&error.to_string());
+        }
+        *seen = Looked { at: now, failed: false };
+        match loaded {
             Ok(Some(registry)) => {
                 let devices = registry.len();
                 *self.registry.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(registry));
@@ -139,5 +154,28 @@ mod tests {
         assert!(access.registry().is_some_and(|registry| registry.is_empty()), "empty, and still closed");
         let log = std::fs::read_to_string(access.audit().path()).unwrap();
         assert_eq!(log.matches("registry_refused").count(), 2, "{log}");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_revocation_that_could_not_be_read_at_first_is_taken_up_later() {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let place = tempfile::tempdir().unwrap();
+        let device = with_password(&password::hash("secret").unwrap());
+        file::edit(place.path(), |registry| registry.add(id("a"), device.clone())).unwrap();
+        let access = Access::open(place.path()).unwrap();
+        let before = access.seen.lock().unwrap().at;
+        // A folder can be opened and not be read, whoever asks.
+        let (path, aside) = (place.path().join(REGISTRY), place.path().join("aside"));
+        file::edit(place.path(), |registry| registry.remove(&id("a")).map(drop)).unwrap();
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
+        assert!(!access.refresh() && !access.refresh());
+        assert_eq!((access.devices(), access.seen.lock().unwrap().at), (1, before));
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+        assert!(access.refresh() && access.devices() == 0);
+        let log = std::fs::read_to_string(access.audit().path()).unwrap();
+        assert_eq!(log.matches("registry_refused").count(), 1, "said once: {log}");
     }
 }

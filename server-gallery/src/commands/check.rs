@@ -5,6 +5,8 @@ use std::path::Path;
 use glimpse_embedder::SpaceBundle;
 
 use super::{ServeArgs, write_line};
+#[cfg(feature = "embedded-broker")]
+use crate::access::Registry;
 use crate::access::{file, tls};
 use crate::config::{BrokerConfig, ClientTls, Problems, ServeConfig};
 use crate::gallery;
@@ -63,7 +65,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             Some(http) => format!("console  http://{}", http.listen),
             None => "console  none".to_owned(),
         });
-        if let Some(Err(error)) = config.http.as_ref().map(|http| http.check(&config.gallery)) {
+        if let Some(Err(error)) = config.http.as_ref().map(|http| http.check(&config.access)) {
             problems.push(error.to_string());
         }
         check_broker(&config, &mut found, &mut problems);
@@ -103,7 +105,18 @@ fn check_broker(config: &ServeConfig, found: &mut Vec<String>, problems: &mut Ve
                     Err(error) => problems.push(error.to_string()),
                 }
             }
-            match file::load(&config.access) {
+            let registry = file::load(&config.access);
+            #[cfg(feature = "embedded-broker")]
+            if let Ok(registry) = &registry
+                && let Err(error) = crate::broker::Broker::check_devices(
+                    *listen,
+                    security.listen_tls,
+                    registry.as_ref().map_or(0, Registry::len),
+                )
+            {
+                problems.push(error.to_string());
+            }
+            match registry {
                 Ok(None) => found
                     .push("devices  none are registered: this machine only, and anybody on it".to_owned()),
                 Ok(Some(registry)) => {

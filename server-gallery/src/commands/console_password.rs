@@ -1,14 +1,15 @@
-//! `console-password`: the password of the console, kept as a hash that only this user can read.
+//! `console-password`: the password of the console, kept as a hash in the access folder, for its owner's eyes only.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
+use super::devices::Place;
 use super::write_line;
+use crate::access::file;
 use crate::http::PASSWORD_FILE;
 use crate::password::{self, PASSWORD_BYTES_MAX};
 
@@ -24,9 +25,8 @@ Examples:
 
 A server that runs takes the new password at once, and whoever is logged in has to log in again.")]
 pub struct ConsolePasswordArgs {
-    /// Folder of the gallery
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Read the password from the first line of this file
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
@@ -34,11 +34,14 @@ pub struct ConsolePasswordArgs {
 
 impl ConsolePasswordArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            self.gallery.is_dir(),
-            "{} holds no gallery: make one with `glimpse-gallery ingest`",
-            self.gallery.display()
-        );
+        let (folder, gallery) = (self.place.folder(), self.place.gallery_beside());
+        if let Some(gallery) = gallery {
+            ensure!(
+                gallery.is_dir(),
+                "{} holds no gallery: make one with `glimpse-gallery ingest`",
+                gallery.display()
+            );
+        }
         let password = match &self.password_file {
             Some(file) => {
                 let opened =
@@ -53,8 +56,9 @@ impl ConsolePasswordArgs {
             chars >= PASSWORD_CHARS_MIN,
             "the password has {chars} characters, and at least {PASSWORD_CHARS_MIN} are needed"
         );
-        let file = self.gallery.join(PASSWORD_FILE);
-        write_private(&file, &password::hash(&password)?)?;
+        file::make_private_folder(&folder)?;
+        let file = folder.join(PASSWORD_FILE);
+        file::write_private(&file, format!("{}\n", password::hash(&password)?).as_bytes())?;
         write_line(format_args!("{}", file.display()))
     }
 }
@@ -106,37 +110,17 @@ impl Drop for Silent {
     }
 }
 
-/// Replaces a file whole, for this user alone.
-fn write_private(file: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = file.parent().context("the file is in the gallery's folder")?;
-    let written = || -> std::io::Result<()> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let new = file.with_extension("new");
-        // What an interrupted run left has whatever mode it has.
-        match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        opened.write_all(text.as_bytes())?;
-        opened.write_all(b"\n")?;
-        opened.sync_all()?;
-        std::fs::rename(&new, file)?;
-        std::fs::File::open(folder)?.sync_all()
-    };
-    written().with_context(|| format!("cannot write {}", file.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
 
     use super::*;
 
     fn set(gallery: &Path, text: &str) -> anyhow::Result<()> {
         let file = gallery.join("given");
         std::fs::write(&file, text).unwrap();
-        ConsolePasswordArgs { gallery: gallery.to_owned(), password_file: Some(file) }.run()
+        ConsolePasswordArgs { place: Place::of_gallery(gallery), password_file: Some(file) }.run()
     }
 
     #[test]
@@ -144,7 +128,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for text in ["correct horse\nsecond line\n", "another horse"] {
             set(dir.path(), text).unwrap();
-            let file = dir.path().join(PASSWORD_FILE);
+            let file = dir.path().join("access").join(PASSWORD_FILE);
             let kept = std::fs::read_to_string(&file).unwrap();
             assert!(password::verify(text.lines().next().unwrap().as_bytes(), kept.trim()), "{kept}");
             assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
@@ -163,7 +147,8 @@ mod tests {
         }
         let error = set(dir.path(), &"x".repeat(2000)).unwrap_err();
         assert!(error.to_string().contains("1024"), "{error}");
-        let nowhere = ConsolePasswordArgs { gallery: "no/gallery".into(), password_file: None };
+        let nowhere =
+            ConsolePasswordArgs { place: Place::of_gallery(Path::new("no/gallery")), password_file: None };
         assert!(nowhere.run().unwrap_err().to_string().contains("holds no gallery"));
     }
 }

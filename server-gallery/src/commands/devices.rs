@@ -39,19 +39,29 @@ pub enum DevicesCommand {
 
 /// Where the registry is.
 #[derive(Debug, Args)]
-struct Place {
-    /// Folder of the gallery, whose folder `access` has the registry
+pub(super) struct Place {
+    /// Folder of the gallery, whose folder `access` says who may connect
     #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR", required_unless_present = "access")]
     gallery: Option<PathBuf>,
-    /// Folder of the registry, where the server is configured with another
+    /// That folder, where the server is configured with another
     #[arg(long, env = "GLIMPSE_ACCESS", value_name = "DIR")]
     access: Option<PathBuf>,
 }
 
 impl Place {
-    fn folder(self) -> PathBuf {
-        let of_gallery = || self.gallery.unwrap_or_default().join("access");
-        self.access.unwrap_or_else(of_gallery)
+    pub(super) fn folder(&self) -> PathBuf {
+        let of_gallery = || self.gallery.clone().unwrap_or_default().join("access");
+        self.access.clone().unwrap_or_else(of_gallery)
+    }
+
+    /// The gallery that the folder is in; `None` where it is elsewhere.
+    pub(super) fn gallery_beside(&self) -> Option<&Path> {
+        self.gallery.as_deref().filter(|_| self.access.is_none())
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_gallery(gallery: &Path) -> Self {
+        Self { gallery: Some(gallery.to_owned()), access: None }
     }
 }
 

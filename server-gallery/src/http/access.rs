@@ -1,11 +1,12 @@
 //! Who may see the console.
 //!
-//! The password's hash is the file `access/console` in the gallery's folder. It is looked at with every request, so that a
-//! password set or changed while the server runs counts at once, and ends every session of the one before. A file that is no
-//! hash lets nobody in.
+//! The password's hash is the file `console` in the access folder. It is looked at with every request, so that a password set
+//! or changed while the server runs counts at once, and ends every session of the one before. A file that is no hash lets
+//! nobody in.
 //!
 //! Without a password the console is for this machine alone: the server listens on a loopback address, and a request must
-//! name one as its host, so that no web page can reach it through a name of its own (DNS rebinding).
+//! name one as its host, so that no web page can reach it through a name of its own (DNS rebinding), and must not say that a
+//! proxy passed it on. A server that listens beyond loopback and whose password was taken away lets nobody in.
 //!
 //! A session is 256 random bits in a cookie that scripts cannot read and other sites cannot send; the server keeps its hash.
 //! What changes something must come from a page of ours, by its `Origin`.
@@ -16,14 +17,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
+use axum::http::header::{AUTHORIZATION, COOKIE, FORWARDED, HOST, ORIGIN};
 use axum::http::{HeaderMap, Method};
 use rand::TryRngCore as _;
 
+use crate::access::throttle::network;
 use crate::password;
 
-/// Where the hash is, in the gallery's folder.
-pub const PASSWORD_FILE: &str = "access/console";
+/// Where the hash is, in the access folder.
+pub const PASSWORD_FILE: &str = "console";
 
 /// Sessions at a time; the one that was idle for longest makes room.
 const SESSIONS_MAX: usize = 64;
@@ -32,15 +34,17 @@ const SESSIONS_MAX: usize = 64;
 const IDLE_MAX: Duration = Duration::from_hours(8);
 const AGE_MAX: Duration = Duration::from_hours(7 * 24);
 
-/// Wrong passwords that an address may try before it has to wait, twice as long after each more.
+/// Wrong passwords that a network may try before it has to wait, twice as long after each more.
 const FREE_FAILURES: u32 = 5;
 const PENALTY_MAX: Duration = Duration::from_mins(5);
 
-/// Attempts of all addresses together in a minute: each costs 20 ms of a core.
+/// Attempts of all networks together in a minute: each costs 20 ms of a core. Some are kept for this machine, whose
+/// administrator gets in whatever the others do.
 const ATTEMPTS_A_MINUTE_MAX: u32 = 60;
+const ATTEMPTS_KEPT: u32 = 10;
 
-/// Addresses whose failures are remembered.
-const ADDRESSES_MAX: usize = 4096;
+/// Networks whose failures are remembered.
+const NETWORKS_MAX: usize = 4096;
 
 /// The longest hash that is read, in bytes; ours have some hundred.
 const HASH_BYTES_MAX: u64 = 1024;
@@ -65,6 +69,8 @@ pub(super) enum Refusal {
     LogIn,
     /// It names a host that is not this machine, while no password is set.
     ForeignHost,
+    /// A proxy passed it on, while no password is set.
+    Forwarded,
     /// It would change something and comes from another site.
     ForeignOrigin,
 }
@@ -84,8 +90,8 @@ pub(super) enum Login {
 
 pub(super) struct Access {
     file: PathBuf,
-    /// Whether requests come through TLS.
-    tls: bool,
+    /// Whether only this machine reaches the server.
+    local: bool,
     metrics_token: Option<[u8; 32]>,
     password: Mutex<Password>,
     sessions: Mutex<HashMap<[u8; 32], Session>>,
@@ -103,6 +109,8 @@ struct Password {
 struct Session {
     began: Instant,
     used: Instant,
+    /// The hash that the password was held against, itself hashed.
+    password: [u8; 32],
 }
 
 struct Attempts {
@@ -112,11 +120,11 @@ struct Attempts {
 }
 
 impl Access {
-    pub(super) fn new(gallery: &Path, tls: bool, metrics_token: Option<&str>) -> Self {
+    pub(super) fn new(folder: &Path, local: bool, metrics_token: Option<&str>) -> Self {
         let minute = (Instant::now(), 0);
         Self {
-            file: gallery.join(PASSWORD_FILE),
-            tls,
+            file: folder.join(PASSWORD_FILE),
+            local,
             metrics_token: metrics_token.map(|token| fingerprint(token.as_bytes())),
             password: Mutex::default(),
             sessions: Mutex::default(),
@@ -135,31 +143,73 @@ impl Access {
         let mut password = lock(&self.password);
         if password.stamp != stamp {
             let hash = stamp.map(|(_, bytes)| read_hash(&self.file, bytes));
-            // A session belongs to the password that it was begun with.
-            if password.hash.is_some() && password.hash != hash {
-                lock(&self.sessions).clear();
+            if hash.is_none() && password.hash.is_some() && !self.local {
+                tracing::error!(
+                    file = %self.file.display(),
+                    "the console's password has gone, and others can reach the console: it is closed until one is set"
+                );
             }
             *password = Password { stamp, hash };
         }
         password.hash.clone()
     }
 
-    /// What a request may see, by its headers.
+    /// What a request may see, by its headers; one of a session keeps that alive.
     pub(super) fn admit(&self, method: &Method, headers: &HeaderMap) -> Admission {
+        let admission = self.admits(method, headers);
+        if admission == Admission::Session
+            && let Some(token) = token_of(headers)
+            && let Some(session) = lock(&self.sessions).get_mut(&token)
+        {
+            session.used = Instant::now();
+        }
+        admission
+    }
+
+    /// The same, of a request that goes on by itself and keeps no session alive: a feed.
+    pub(super) fn admits(&self, method: &Method, headers: &HeaderMap) -> Admission {
         let changes = !matches!(*method, Method::GET | Method::HEAD);
         if changes && !is_own_origin(headers) {
             return Admission::Refused(Refusal::ForeignOrigin);
         }
-        if self.password().is_none() {
-            let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-            let local = host.is_some_and(is_local_host);
-            return if local { Admission::Open } else { Admission::Refused(Refusal::ForeignHost) };
+        let Some(hash) = self.password() else {
+            return match self.of_this_machine(headers) {
+                Ok(()) => Admission::Open,
+                Err(refusal) => Admission::Refused(refusal),
+            };
+        };
+        if self.is_in_session(headers, &hash) {
+            Admission::Session
+        } else {
+            Admission::Refused(Refusal::LogIn)
         }
-        if self.session_of(headers) { Admission::Session } else { Admission::Refused(Refusal::LogIn) }
     }
 
-    /// Whether a request carries the token for metrics.
-    pub(super) fn has_metrics_token(&self, headers: &HeaderMap) -> bool {
+    /// Whether a request is from this machine: others cannot reach the server, and no page and no proxy speaks for them.
+    fn of_this_machine(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+        if !self.local {
+            Err(Refusal::LogIn)
+        } else if headers.contains_key(FORWARDED) || headers.contains_key("x-forwarded-for") {
+            Err(Refusal::Forwarded)
+        } else if host.is_some_and(is_local_host) {
+            Ok(())
+        } else {
+            Err(Refusal::ForeignHost)
+        }
+    }
+
+    /// Whether a request may read what is measured: by the token where one is set, else from this machine; with a session in
+    /// any case.
+    pub(super) fn may_measure(&self, headers: &HeaderMap) -> bool {
+        let admitted = match self.metrics_token {
+            Some(_) => self.has_metrics_token(headers),
+            None => self.of_this_machine(headers).is_ok(),
+        };
+        admitted || self.admit(&Method::GET, headers) == Admission::Session
+    }
+
+    fn has_metrics_token(&self, headers: &HeaderMap) -> bool {
         let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let given =
             given.and_then(|value| value.strip_prefix("Bearer ")).map(|token| fingerprint(token.as_bytes()));
@@ -167,25 +217,25 @@ impl Access {
         self.metrics_token.is_some() && given == self.metrics_token
     }
 
-    /// Tries a password, on a thread that may block: hashing takes 20 ms.
-    pub(super) fn log_in(&self, from: IpAddr, given: &[u8]) -> Login {
+    /// Tries a password, on a thread that may block and alone: hashing takes 20 ms and 19 MiB. The cookie is for TLS where
+    /// the page came through it, as `headers` say.
+    pub(super) fn log_in(&self, from: IpAddr, given: &[u8], headers: &HeaderMap) -> Login {
         if let Some(wait) = lock(&self.attempts).begin(from, Instant::now()) {
             return Login::Wait(wait);
         }
-        let right = self.password().is_some_and(|hash| password::verify(given, &hash));
-        lock(&self.attempts).end(from, right, Instant::now());
-        if !right {
+        let Some(hash) = self.password().filter(|hash| password::verify(given, hash)) else {
             tracing::warn!(%from, "a wrong password for the console");
             return Login::Wrong;
-        }
+        };
+        lock(&self.attempts).succeeded(from);
         let mut bytes = [0; 32];
         if rand::rngs::OsRng.try_fill_bytes(&mut bytes).is_err() {
             return Login::NoRandom;
         }
         let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.open(fingerprint(token.as_bytes()));
+        self.open(fingerprint(token.as_bytes()), &hash);
         tracing::info!(%from, "logged in to the console");
-        Login::In(self.cookie(&token, AGE_MAX))
+        Login::In(cookie(&token, AGE_MAX, headers))
     }
 
     /// Ends the session of a request; gives the cookie that takes the old one away.
@@ -193,13 +243,14 @@ impl Access {
         if let Some(token) = token_of(headers) {
             lock(&self.sessions).remove(&token);
         }
-        self.cookie("", Duration::ZERO)
+        cookie("", Duration::ZERO, headers)
     }
 
     /// Sessions now.
     pub(super) fn sessions(&self) -> usize {
+        let password = self.password().map(|hash| fingerprint(hash.as_bytes()));
         let mut sessions = lock(&self.sessions);
-        sessions.retain(|_, session| session.lives(Instant::now()));
+        sessions.retain(|_, session| session.lives(Instant::now()) && Some(session.password) == password);
         sessions.len()
     }
 
@@ -208,7 +259,7 @@ impl Access {
         lock(&self.attempts).failures
     }
 
-    fn open(&self, token: [u8; 32]) {
+    fn open(&self, token: [u8; 32], hash: &str) {
         let now = Instant::now();
         let mut sessions = lock(&self.sessions);
         sessions.retain(|_, session| session.lives(now));
@@ -216,27 +267,28 @@ impl Access {
             let idle = sessions.iter().min_by_key(|(_, session)| session.used).map(|(token, _)| *token);
             idle.map(|token| sessions.remove(&token));
         }
-        sessions.insert(token, Session { began: now, used: now });
+        sessions.insert(token, Session { began: now, used: now, password: fingerprint(hash.as_bytes()) });
     }
 
-    fn session_of(&self, headers: &HeaderMap) -> bool {
+    /// Whether a session lives that was begun with the password of this hash.
+    fn is_in_session(&self, headers: &HeaderMap, hash: &str) -> bool {
         let Some(token) = token_of(headers) else { return false };
-        let now = Instant::now();
         let mut sessions = lock(&self.sessions);
-        let Some(session) = sessions.get_mut(&token) else { return false };
-        if session.lives(now) {
-            session.used = now;
+        let Some(session) = sessions.get(&token) else { return false };
+        if session.lives(Instant::now()) && session.password == fingerprint(hash.as_bytes()) {
             return true;
         }
         sessions.remove(&token);
         false
     }
+}
 
-    fn cookie(&self, token: &str, age: Duration) -> String {
-        let secure = if self.tls { "; Secure" } else { "" };
-        let seconds = age.as_secs();
-        format!("{COOKIE_NAME}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}")
-    }
+/// A cookie that goes through TLS only where the page that wants it came through TLS, which a proxy ends.
+fn cookie(token: &str, age: Duration, headers: &HeaderMap) -> String {
+    let origin = headers.get(ORIGIN).map_or(&b""[..], |origin| origin.as_bytes());
+    let secure = if origin.starts_with(b"https://") { "; Secure" } else { "" };
+    let seconds = age.as_secs();
+    format!("{COOKIE_NAME}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}")
 }
 
 impl Session {
@@ -246,8 +298,12 @@ impl Session {
 }
 
 impl Attempts {
-    /// How long an address has to wait; `None`: it may try now.
+    /// How long an address has to wait; `None`: it may try now, and counts as wrong until it is known to be right, so that
+    /// many attempts at once are no more than many in turn.
     fn begin(&mut self, from: IpAddr, now: Instant) -> Option<Duration> {
+        let places =
+            if from.is_loopback() { ATTEMPTS_A_MINUTE_MAX } else { ATTEMPTS_A_MINUTE_MAX - ATTEMPTS_KEPT };
+        let from = network(from);
         if let Some((failed, last)) = self.of.get(&from) {
             let wait = penalty(*failed).saturating_sub(now.duration_since(*last));
             if !wait.is_zero() {
@@ -257,24 +313,27 @@ impl Attempts {
         if now.duration_since(self.minute.0) >= Duration::from_mins(1) {
             self.minute = (now, 0);
         }
-        if self.minute.1 >= ATTEMPTS_A_MINUTE_MAX {
+        if self.minute.1 >= places {
             return Some(Duration::from_mins(1).saturating_sub(now.duration_since(self.minute.0)));
         }
         self.minute.1 += 1;
+        self.failed(from, now);
         None
     }
 
-    fn end(&mut self, from: IpAddr, right: bool, now: Instant) {
-        if right {
-            self.of.remove(&from);
-            return;
-        }
+    /// The attempt was right after all.
+    fn succeeded(&mut self, from: IpAddr) {
+        self.of.remove(&network(from));
+        self.failures = self.failures.saturating_sub(1);
+    }
+
+    fn failed(&mut self, from: IpAddr, now: Instant) {
         self.failures += 1;
-        if self.of.len() >= ADDRESSES_MAX && !self.of.contains_key(&from) {
+        if self.of.len() >= NETWORKS_MAX && !self.of.contains_key(&from) {
             self.of.retain(|_, (failed, last)| now.duration_since(*last) < penalty(*failed));
         }
-        // With all places taken by addresses that have to wait, the bound of all attempts together holds.
-        if self.of.len() < ADDRESSES_MAX || self.of.contains_key(&from) {
+        // With all places taken by networks that have to wait, the bound of all attempts together holds.
+        if self.of.len() < NETWORKS_MAX || self.of.contains_key(&from) {
             let entry = self.of.entry(from).or_insert((0, now));
             *entry = (entry.0.saturating_add(1), now);
         }

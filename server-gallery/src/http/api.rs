@@ -233,10 +233,9 @@ pub(super) async fn log_in(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    if let Admission::Refused(refusal @ (super::Refusal::ForeignOrigin | super::Refusal::ForeignHost)) =
-        site.access.admit(&axum::http::Method::POST, &headers)
-    {
-        return super::refused(refusal);
+    match site.access.admits(&axum::http::Method::POST, &headers) {
+        Admission::Refused(super::Refusal::LogIn) | Admission::Open | Admission::Session => {}
+        Admission::Refused(refusal) => return super::refused(refusal),
     }
     let body = match read(body, LOGIN_BYTES_MAX).await {
         Ok(body) => body,
@@ -245,10 +244,18 @@ pub(super) async fn log_in(
     let Ok(Password { password }) = serde_json::from_slice(&body) else {
         return problem(StatusCode::BAD_REQUEST, "malformed", "a JSON object with `password` is expected");
     };
-    let attempt = {
-        let site = site.clone();
-        blocking(move || site.access.log_in(peer.ip().to_canonical(), password.as_bytes()))
+    let Ok(turn) = site.logins.clone().acquire_owned().await else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server is stopping");
     };
+    let attempt = blocking(move || {
+        let _turn = turn;
+        let login = site.access.log_in(peer.ip().to_canonical(), password.as_bytes(), &headers);
+        if login != Login::NoRandom {
+            let accepted = matches!(login, Login::In(_));
+            site.audit.record(crate::access::Event::ConsoleLogin { address: peer, accepted });
+        }
+        login
+    });
     match attempt.await {
         Err(failed) => failed,
         Ok(Login::In(cookie)) => with_cookie(cookie),

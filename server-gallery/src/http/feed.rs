@@ -1,7 +1,8 @@
 //! The live feed: server-sent events.
 //!
 //! `pulse` comes every second, `query` and `device` as they happen. A follower gets [`QUERIES_A_SECOND_MAX`] queries a second at
-//! most, as many as a person can see; how many more there were stands in the next pulse. A feed ends with its session.
+//! most, as many as a person can see; how many more there were stands in the next pulse. A feed ends with its
+//! session, and does not keep it alive.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -97,7 +98,7 @@ impl Follower {
     }
 
     fn pulse(&mut self) -> Option<Sent> {
-        if matches!(self.site.access.admit(&Method::GET, &self.headers), Admission::Refused(_)) {
+        if matches!(self.site.access.admits(&Method::GET, &self.headers), Admission::Refused(_)) {
             return None;
         }
         let gallery = self.site.source().map(|source| source.describe());

@@ -1,4 +1,5 @@
-//! Connections: so many at a time, with an end to how long a header may take to come and a response to be taken.
+//! Connections: so many at a time and of one network, with an end to how long a header may take to come and a response to
+//! be taken.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,11 +12,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_io_timeout::TimeoutStream;
 
-/// Connections at a time; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 256;
+use crate::places::Places;
+
+/// Connections at a time, in all and of one network but this machine, which may be a proxy; more are closed at once.
+pub(crate) const CONNECTIONS_MAX: usize = 256;
+const CONNECTIONS_OF_NETWORK_MAX: usize = 32;
 
 /// How long the header of a request may take to come, also on a connection that is kept.
 const HEADER_WAIT: Duration = Duration::from_secs(15);
@@ -28,31 +32,35 @@ const HEADER_BYTES_MAX: usize = 16 << 10;
 
 /// Answers connections until it is stopped, and then waits for them to end.
 pub(super) async fn run(socket: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(CONNECTIONS_MAX, CONNECTIONS_OF_NETWORK_MAX);
     let ending = GracefulShutdown::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = accept(&socket, &places) => accepted,
+        let (stream, peer) = tokio::select! {
+            accepted = accept(&socket) => accepted,
             _ = stopped.wait_for(|stop| *stop) => break,
         };
-        match accepted {
-            Some((stream, peer, place)) => answer(stream, super::for_peer(&router, peer), place, &ending),
-            None => break,
+        match place(&places, peer) {
+            Some(place) => answer(stream, super::for_peer(&router, peer), place, &ending),
+            None => tracing::debug!(%peer, "too many HTTP connections: closed this one"),
         }
     }
     drop(socket);
     ending.shutdown().await;
 }
 
-/// `None` never comes while the server runs: the semaphore is not closed.
-async fn accept(
-    socket: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.ok()?;
+/// A place that is taken until this is dropped; `None` where there is none left.
+fn place(places: &Arc<Places>, peer: SocketAddr) -> Option<Box<dyn Send>> {
+    if peer.ip().to_canonical().is_loopback() {
+        places.take_any().map(|place| Box::new(place) as Box<dyn Send>)
+    } else {
+        places.take(peer.ip()).map(|place| Box::new(place) as Box<dyn Send>)
+    }
+}
+
+async fn accept(socket: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match socket.accept().await {
-            Ok((stream, peer)) => return Some((stream, peer, place)),
+            Ok(accepted) => return accepted,
             Err(error) => {
                 // Out of file descriptors, or the peer is gone already: neither is an end.
                 tracing::debug!(%error, "no connection was accepted");
@@ -62,7 +70,7 @@ async fn accept(
     }
 }
 
-fn answer(stream: TcpStream, router: Router, place: OwnedSemaphorePermit, ending: &GracefulShutdown) {
+fn answer(stream: TcpStream, router: Router, place: Box<dyn Send>, ending: &GracefulShutdown) {
     // Events are small and should be seen at once; without it they are late, and no worse.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);

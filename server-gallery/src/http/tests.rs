@@ -66,7 +66,7 @@ impl Running {
         let gallery = tempfile::tempdir().unwrap();
         let monitor = Arc::new(Monitor::new());
         let config = HttpConfig { listen: "127.0.0.1:0".parse().unwrap(), metrics_token: None };
-        let http = Http::start(&config, gallery.path(), monitor.clone()).await.unwrap();
+        let http = Http::start(&config, &gallery.path().join("access"), monitor.clone()).await.unwrap();
         Self { http, monitor, gallery }
     }
 
@@ -145,8 +145,11 @@ async fn a_password_closes_the_console_until_somebody_logs_in() {
     running.open();
     assert_eq!(running.get("/").await.0, 200);
     std::fs::create_dir(running.gallery.path().join("access")).unwrap();
-    std::fs::write(running.gallery.path().join(PASSWORD_FILE), password::hash("correct horse").unwrap())
-        .unwrap();
+    std::fs::write(
+        running.gallery.path().join("access").join(PASSWORD_FILE),
+        password::hash("correct horse").unwrap(),
+    )
+    .unwrap();
     let (status, head, _) = running.get("/").await;
     assert!(status == 303 && head.contains("location: /login"), "{head}");
     for path in ["/api/state", "/api/queries", "/api/devices", "/api/events", "/photo?image=a"] {
@@ -156,8 +159,10 @@ async fn a_password_closes_the_console_until_somebody_logs_in() {
         assert_eq!(running.get(path).await.0, 200, "{path}");
     }
     assert_eq!(running.log_in("wrong horse").await.0, 401);
+    let audit = || std::fs::read_to_string(running.http.site.audit.path()).unwrap();
+    assert!(audit().contains(r#""event":"console_login""#) && audit().contains(r#""accepted":false"#));
     let (status, head, _) = running.log_in("correct horse").await;
-    assert_eq!(status, 204);
+    assert!(status == 204 && audit().contains(r#""accepted":true"#), "{}", audit());
     let cookie = head.split("set-cookie: ").nth(1).unwrap().split(';').next().unwrap().to_owned();
     let with_cookie = format!("Host: HOST\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n");
     let (status, _, body) = running.ask(&format!("GET /api/state HTTP/1.1\r\n{with_cookie}")).await;
@@ -259,19 +264,30 @@ async fn an_address_that_others_can_reach_needs_a_password_first() {
     let listen = "0.0.0.0:0".parse().unwrap();
     let mut config = HttpConfig { listen, metrics_token: None };
     let monitor = Arc::new(Monitor::new());
-    let refused = Http::start(&config, gallery.path(), monitor.clone()).await.err().unwrap();
+    let refused = Http::start(&config, &gallery.path().join("access"), monitor.clone()).await.err().unwrap();
     assert!(refused.to_string().contains("glimpse-gallery console-password"), "{refused}");
     std::fs::create_dir(gallery.path().join("access")).unwrap();
-    std::fs::write(gallery.path().join(PASSWORD_FILE), password::hash("correct horse").unwrap()).unwrap();
+    std::fs::write(
+        gallery.path().join("access").join(PASSWORD_FILE),
+        password::hash("correct horse").unwrap(),
+    )
+    .unwrap();
     let token = gallery.path().join("token");
+    std::fs::write(&token, "0123456789abcdef\n").unwrap();
     config.metrics_token = Some(token.clone());
+    let refused = config.check(&gallery.path().join("access")).unwrap_err().to_string();
+    assert!(refused.contains("chmod 600"), "{refused}");
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     for text in ["", "short", &"x".repeat(2000)] {
         std::fs::write(&token, text).unwrap();
-        assert!(matches!(config.check(gallery.path()), Err(HttpError::Token { .. })), "{text}");
+        assert!(
+            matches!(config.check(&gallery.path().join("access")), Err(HttpError::Token { .. })),
+            "{text}"
+        );
     }
     std::fs::write(&token, "0123456789abcdef\n").unwrap();
-    config.check(gallery.path()).unwrap();
-    let http = Http::start(&config, gallery.path(), monitor.clone()).await.unwrap();
+    config.check(&gallery.path().join("access")).unwrap();
+    let http = Http::start(&config, &gallery.path().join("access"), monitor.clone()).await.unwrap();
     let running = Running { http, monitor, gallery };
     let (status, head, _) = running.get("/metrics").await;
     assert!(status == 401 && head.contains("www-authenticate: bearer"), "{head}");
