@@ -211,7 +211,7 @@ def settled(page, view):
     elif view == "gallery":
         loaded(page, ".grid .photo")
     elif view == "measures":
-        page.wait_for_function("document.querySelectorAll('.plot path').length >= 9")
+        page.wait_for_function("() => document.querySelectorAll('.plot path').length >= 9")
         expect(page.get_by_text("since the start").or_(page.get_by_text("of the last minute")).first).to_be_visible()
         expect(page.locator(".tile dd").first).not_to_have_text("-")
     elif view == "about":

@@ -142,9 +142,8 @@ impl Ledger {
             (payload.len() < 400).then(|| ciborium::from_reader::<ErrorReply, _>(payload).ok()).flatten();
         let outcome = match error.map(|error| error.error.code) {
             None if self.is_good(payload) => Outcome::Answered,
-            None => Outcome::Refused,
             Some(ErrorCode::Busy) => Outcome::Busy,
-            Some(_) => Outcome::Refused,
+            None | Some(_) => Outcome::Refused,
         };
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, one)) = asked.get_mut(&id) {
@@ -159,7 +158,7 @@ impl Ledger {
 
     /// Looks into every fiftieth answer: it must have as many matches as were asked for.
     fn is_good(&self, payload: &[u8]) -> bool {
-        if *self.replies.borrow() % 50 != 0 {
+        if !self.replies.borrow().is_multiple_of(50) {
             return true;
         }
         let reply = ciborium::from_reader::<Reply, _>(payload);
@@ -229,7 +228,7 @@ impl Fleet {
                         }
                         Ok(Event::Incoming(Incoming::SubAck(_))) => drop(ready.send(Ok(()))),
                         Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                            ledger.note(&publish.payload, Instant::now())
+                            ledger.note(&publish.payload, Instant::now());
                         }
                         Ok(_) => {}
                         Err(error) => {
