@@ -41,7 +41,7 @@ fn copy_index(from: &Path, to: &Path) {
     let copy = || -> std::io::Result<()> {
         let draft = draft_in(to)?;
         std::fs::copy(from.join(INDEX), &draft)?;
-        Ok(draft.persist(to.join(INDEX)).map_err(|error| error.error)?)
+        draft.persist(to.join(INDEX)).map_err(|error| error.error)
     };
     if from.join(INDEX).is_file()
         && let Err(error) = copy()

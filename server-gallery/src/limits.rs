@@ -76,7 +76,7 @@ mod tests {
         assert!(limits.admit(&other, 5.0, start).is_ok(), "each has its own");
         assert!(limits.admit(&device, 5.0, start + wait).is_ok());
         assert!(limits.admit(&device, 5.0, start + wait).is_err());
-        let rested = start + Duration::from_secs(60);
+        let rested = start + Duration::from_mins(1);
         assert_eq!((0..100).filter(|_| limits.admit(&device, 5.0, rested).is_ok()).count(), 20);
     }
 

@@ -77,9 +77,10 @@ impl Live {
     fn tell(&self, trouble: Option<String>) {
         let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if *known != trouble {
-            match &trouble {
-                Some(trouble) => tracing::error!("the gallery stays as it was: {trouble}"),
-                None => tracing::info!("the gallery is up to date again"),
+            if let Some(trouble) = &trouble {
+                tracing::error!("the gallery stays as it was: {trouble}");
+            } else {
+                tracing::info!("the gallery is up to date again");
             }
             *known = trouble;
         }

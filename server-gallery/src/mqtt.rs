@@ -404,15 +404,12 @@ impl Intake {
         };
         self.unpublished.fetch_add(1, Ordering::AcqRel);
         let rate = self.pacing.borrow().device_rate_max;
-        let (job, retry_after) = match self.limits.admit(&job.device, rate, Instant::now()) {
-            Err(retry_after) => (job, retry_after),
-            Ok(()) => {
-                let Err(error) = self.jobs.try_send(job) else { return };
-                let job = match error {
-                    mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job) => job,
-                };
-                (job, self.pace.retry_after(self.jobs.max_capacity()))
-            }
+        let admitted = self.limits.admit(&job.device, rate, Instant::now());
+        let (job, retry_after) = if let Err(retry_after) = admitted {
+            (job, retry_after)
+        } else {
+            let Err(error) = self.jobs.try_send(job) else { return };
+            (error.into_inner(), self.pace.retry_after(self.jobs.max_capacity()))
         };
         let busy = Matcher::busy(job.request(), retry_after);
         self.monitor.record(job.record(Some(&busy), Instant::now()));
@@ -445,7 +442,7 @@ impl Intake {
         match status {
             Some(Ok(status)) => self.monitor.status(&device, &status, said.retain),
             _ => {
-                tracing::debug!(%device, bytes = said.payload.len(), "passed over a status that cannot be read")
+                tracing::debug!(%device, bytes = said.payload.len(), "passed over a status that cannot be read");
             }
         }
         true
@@ -489,9 +486,10 @@ impl Answering {
         let answered = live.into_iter().zip(responses.into_iter().map(Some));
         for (job, response) in answered.chain(expired.into_iter().map(|job| (job, None))) {
             self.monitor.record(job.record(response.as_ref(), began));
-            match &response {
-                Some(response) => log_response(&job.device, response),
-                None => tracing::debug!(device = %job.device, "passed over a query that has expired"),
+            if let Some(response) = &response {
+                log_response(&job.device, response);
+            } else {
+                tracing::debug!(device = %job.device, "passed over a query that has expired");
             }
             self.replies.blocking_send((job.without_payload(), response)).map_err(drop)?;
         }

@@ -67,7 +67,7 @@ fn records(dir: &Path, report: &mut Report) -> Result<(), StoreError> {
                 .found
                 .push("index    of another state of the gallery: `serve` makes a new one".to_owned()),
             Compared::Differs(reason) => {
-                report.damaged.push(format!("{}: {reason}", dir.join(INDEX).display()))
+                report.damaged.push(format!("{}: {reason}", dir.join(INDEX).display()));
             }
         },
         Err(FileError::Missing { .. }) => report.found.push("index    none yet: `serve` makes it".to_owned()),

@@ -1,5 +1,4 @@
 //! Kills at random moments, and damaged files: see [`glimpse_tests::durability`]. `make bench-server` plays more rounds.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use glimpse_tests::durability::Victim;
 use glimpse_tests::programs::Programs;

@@ -1,5 +1,4 @@
 //! Two servers behind a broker that is not ours, with passwords, permissions and TLS; the broker is killed, and a server is.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};

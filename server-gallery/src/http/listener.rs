@@ -39,9 +39,10 @@ pub(super) async fn run(socket: TcpListener, router: Router, mut stopped: watch:
             accepted = accept(&socket) => accepted,
             _ = stopped.wait_for(|stop| *stop) => break,
         };
-        match place(&places, peer) {
-            Some(place) => answer(stream, super::for_peer(&router, peer), place, &ending),
-            None => tracing::debug!(%peer, "too many HTTP connections: closed this one"),
+        if let Some(place) = place(&places, peer) {
+            answer(stream, super::for_peer(&router, peer), place, &ending);
+        } else {
+            tracing::debug!(%peer, "too many HTTP connections: closed this one");
         }
     }
     drop(socket);

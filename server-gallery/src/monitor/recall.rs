@@ -22,7 +22,7 @@ const NEAREST: usize = 10;
 const WINDOW: usize = 1000;
 
 /// The shortest rest between two samples, and the longest.
-const REST: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+const REST: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 
 /// So much less similar than the last of the nearest may an image be that counts as equally near: rounding.
 const TIE: f32 = 1e-6;

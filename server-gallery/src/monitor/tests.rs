@@ -24,7 +24,7 @@ fn refusal(code: ErrorCode) -> Response {
 }
 
 fn record(monitor: &Monitor, device: &DeviceId, response: Option<&Response>) {
-    let (waited, took) = (Duration::from_micros(100), Duration::from_micros(1000));
+    let (waited, took) = (Duration::from_micros(100), Duration::from_millis(1));
     monitor.record(QueryRecord { device, content_type: None, query: &[], response, waited, took });
 }
 
