@@ -264,7 +264,7 @@ mod tests {
         let nearest = |expected: &str| {
             let query = &random_units(20, 16, 1)[3 * 16..4 * 16];
             let (_, view) = open(&gallery, &at).unwrap();
-            assert_eq!(view.search(query, &SearchOptions::top(1), None)[0][0].image.id, expected);
+            assert_eq!(view.search(query, &SearchOptions::top(1).into(), None)[0][0].image.id, expected);
         };
         nearest("000003");
         let first = std::fs::read(&index).unwrap();

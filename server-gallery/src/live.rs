@@ -391,7 +391,7 @@ mod tests {
         assert_ne!(served.live.view().base().state(), first);
         let query = &random_units(400, D, 1)[399 * D..];
         let view = served.live.view();
-        assert_eq!(view.search(query, &SearchOptions::top(1), None)[0][0].image.id, "000399");
+        assert_eq!(view.search(query, &SearchOptions::top(1).into(), None)[0][0].image.id, "000399");
 
         put(&served.gallery(), 400..401);
         served.until("added", |view| view.changes() == 1);

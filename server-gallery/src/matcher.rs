@@ -33,7 +33,7 @@ use crate::filter::{Condition, RawCondition};
 use crate::index::{Hit, Index, SearchOptions};
 use crate::live::Live;
 use crate::monitor::{Nearest, SeenMatch};
-use crate::view::View;
+use crate::view::{QueryOptions, View};
 
 /// How messages are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -167,20 +167,22 @@ impl Default for MatcherConfig {
 
 impl MatcherConfig {
     /// How to search `index` for `top_k` matches.
-    pub fn search(&self, top_k: usize, index: &Index) -> SearchOptions {
+    pub fn search(&self, top_k: usize, index: &Index) -> QueryOptions {
         let vectors = index.vectors();
         let recall = self.recall.zip(vectors.recall());
-        SearchOptions {
-            exact: self.exact,
-            rerank: self.rerank,
-            probes: recall.map(|(wanted, measured)| measured.probes_for(wanted)),
+        QueryOptions {
+            search: SearchOptions {
+                top_k,
+                exact: self.exact,
+                rerank: self.rerank,
+                probes: recall.map(|(wanted, measured)| measured.probes_for(wanted)),
+            },
             unknown_below: match self.unknown {
                 UnknownPhotos::Matched => None,
                 UnknownPhotos::Learned => vectors.unknown().map(|unknown| unknown.below),
                 UnknownPhotos::Below(similarity) => Some(similarity),
             },
             expansion: (self.expand > 0).then(|| Expansion::new(self.expand)),
-            ..SearchOptions::top(top_k)
         }
     }
 }
@@ -295,7 +297,8 @@ impl Matcher {
     ) -> Option<Nearest> {
         let view = self.live.view();
         let query = accept(&view, Encoding::of(content_type, payload), payload).ok()?;
-        let options = SearchOptions { exact: true, ..self.config().search(top_k, view.base()) };
+        let config = MatcherConfig { exact: true, ..self.config() };
+        let options = config.search(top_k, view.base());
         let found = view.search(&query.embedding, &options, query.condition.as_ref()).pop()?;
         let images = found.into_iter().map(|hit| (hit.image.id.to_owned(), hit.similarity)).collect();
         Some(Nearest { generation: view.meta().generation, images })

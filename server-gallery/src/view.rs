@@ -19,6 +19,24 @@ use crate::store::{Committed, Features, Image, Meta, Snapshot, State, StoreError
 /// Conditions whose filters are remembered; one takes a bit an image, 125 KB in a gallery of a million.
 const FILTERS_MAX: usize = 64;
 
+/// How a query is answered.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryOptions {
+    /// How the nearest images are looked for.
+    pub search: SearchOptions,
+    /// Search again with the query expanded by its nearest images. Similarities are then those with the expanded query.
+    pub expansion: Option<Expansion>,
+    /// A query whose nearest image is less similar than this gets no match.
+    pub unknown_below: Option<f32>,
+}
+
+impl From<SearchOptions> for QueryOptions {
+    /// Without expansion; every query is matched.
+    fn from(search: SearchOptions) -> Self {
+        Self { search, expansion: None, unknown_below: None }
+    }
+}
+
 /// A generation of the gallery, ready to be searched from many threads.
 pub struct View {
     base: Arc<Index>,
@@ -183,68 +201,59 @@ impl View {
     pub fn search(
         &self,
         queries: &[f32],
-        options: &SearchOptions,
+        options: &QueryOptions,
         condition: Option<&Condition>,
     ) -> Vec<Vec<Hit<'_>>> {
         let filters = self.filters(condition);
-        let once = SearchOptions { expansion: None, ..*options };
-        let Some(expansion) = options.expansion else { return self.search_once(queries, &once, &filters) };
-        let neighbours = SearchOptions { top_k: expansion.neighbours, ..once };
-        let mut queries = queries.to_vec();
-        let known = self.expand(&mut queries, &neighbours, expansion, &filters);
+        let QueryOptions { search, expansion, unknown_below } = options;
+        let first = match expansion {
+            None => *search,
+            Some(expansion) => SearchOptions { top_k: expansion.neighbours, ..*search },
+        };
+        let mut found = self.nearest(queries, &first, &filters);
         // What is unknown is told by the query, and not by what its neighbours make of it.
-        let again = SearchOptions { unknown_below: None, ..once };
-        let mut found = self.search_once(&queries, &again, &filters);
+        let is_known = |found: &Vec<Hit<'_>>| {
+            let nearest = found.first().map(|nearest| nearest.similarity);
+            nearest.is_some_and(|nearest| unknown_below.is_none_or(|below| nearest >= below))
+        };
+        let known: Vec<bool> = found.iter().map(is_known).collect();
+        if let Some(expansion) = expansion {
+            let expanded = self.expanded(queries, &found, *expansion);
+            found = self.nearest(&expanded, search, &filters);
+        }
         found.iter_mut().zip(known).filter(|(_, known)| !known).for_each(|(found, _)| found.clear());
         found
     }
 
-    fn search_once(&self, queries: &[f32], options: &SearchOptions, filters: &Filters) -> Vec<Vec<Hit<'_>>> {
-        // What is nearest in both parts decides what is unknown.
-        let each = SearchOptions { unknown_below: None, ..*options };
+    fn nearest(&self, queries: &[f32], options: &SearchOptions, filters: &Filters) -> Vec<Vec<Hit<'_>>> {
         let mut found: Vec<Vec<Hit<'_>>> = Vec::with_capacity(queries.len() / self.base.meta().dimension);
-        for nearest in self.base.vectors().search(queries, &each, filters.base.as_ref()) {
+        for nearest in self.base.vectors().search(queries, options, filters.base.as_ref()) {
             found.push(nearest.into_iter().map(|neighbour| self.base.hit(neighbour)).collect());
         }
         if let Some(index) = &self.delta.index {
-            let nearest = index.vectors().search(queries, &each, filters.delta.as_ref());
+            let nearest = index.vectors().search(queries, options, filters.delta.as_ref());
             for (found, nearest) in found.iter_mut().zip(nearest) {
                 found.extend(nearest.into_iter().map(|neighbour| index.hit(neighbour)));
                 found.sort_by(|a, b| b.similarity.total_cmp(&a.similarity).then(a.image.id.cmp(b.image.id)));
                 found.truncate(options.top_k);
             }
         }
-        if let Some(below) = options.unknown_below {
-            for found in &mut found {
-                if found.first().is_some_and(|nearest| nearest.similarity < below) {
-                    found.clear();
-                }
-            }
-        }
         found
     }
 
-    /// Expands each query by its nearest images. `false` for those that find nothing.
-    fn expand(
-        &self,
-        queries: &mut [f32],
-        options: &SearchOptions,
-        expansion: Expansion,
-        filters: &Filters,
-    ) -> Vec<bool> {
+    /// Each query expanded by its nearest images.
+    fn expanded(&self, queries: &[f32], nearest: &[Vec<Hit<'_>>], expansion: Expansion) -> Vec<f32> {
         let dimension = self.base.meta().dimension;
-        let found = self.search_once(queries, options, filters);
+        let mut queries = queries.to_vec();
         let mut feature = vec![0.0; dimension];
-        let expand = |(query, found): (&mut [f32], Vec<Hit<'_>>)| {
-            let known = !found.is_empty();
-            for hit in found {
+        for (query, nearest) in queries.chunks_exact_mut(dimension).zip(nearest) {
+            for hit in nearest {
                 self.read(hit.image.id, &mut feature);
                 expansion.add(query, &feature, hit.similarity);
             }
             normalize(query);
-            known
-        };
-        queries.chunks_exact_mut(dimension).zip(found).map(expand).collect()
+        }
+        queries
     }
 
     /// The feature of an image that there is.
@@ -324,7 +333,7 @@ mod tests {
     fn found(
         view: &View,
         query: &[f32],
-        options: &SearchOptions,
+        options: &QueryOptions,
         condition: Option<&Condition>,
     ) -> Vec<(String, f32)> {
         let found = view.search(query, options, condition).pop().unwrap();
@@ -363,11 +372,11 @@ mod tests {
                 .map(|image| (image.id, image.label))
                 .eq(whole.images().map(|image| (image.id, image.label)))
         );
-        let search = SearchOptions { rerank: Some(60), ..SearchOptions::top(7) };
+        let search = QueryOptions::from(SearchOptions { rerank: Some(60), ..SearchOptions::top(7) });
         for number in 0..10 {
             let query = random_units(1, D, 5000 + number);
-            let unknown = SearchOptions { unknown_below: Some(0.4), ..search };
-            let expanded = SearchOptions { expansion: Some(Expansion::new(3)), ..search };
+            let unknown = QueryOptions { unknown_below: Some(0.4), ..search };
+            let expanded = QueryOptions { expansion: Some(Expansion::new(3)), ..search };
             for options in [search, unknown, expanded] {
                 for condition in [None, Some(&room("1")), Some(&room("9"))] {
                     let (ours, theirs) = (
@@ -403,7 +412,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(dir.path(), SPACE, D).unwrap();
         let view = View::of(Arc::new(index_of(dir.path(), &IndexOptions::default())));
-        let (query, options) = (random_units(1, D, 1), SearchOptions::top(3));
+        let (query, options) = (random_units(1, D, 1), SearchOptions::top(3).into());
         assert!(view.is_empty() && view.search(&query, &options, None)[0].is_empty());
         store.put(&[entry(1, 1)]).unwrap();
         let now = Reader::open(dir.path()).unwrap().now().unwrap();

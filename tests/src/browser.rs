@@ -31,16 +31,8 @@ impl Browser {
     /// # Panics
     /// Where it is missing under continuous integration (`CI=true`).
     pub fn find(test: &str) -> Option<Self> {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
-        let folder = cache.join("glimpse/browser");
-        if folder.join("packages/playwright").is_dir() && folder.join("chromium").is_file() {
-            return Some(Self { folder });
-        }
-        let reason = "no browser: run `make browser`, which says why it cannot be had";
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{test}: {reason}");
-        eprintln!("left out: {test} ({reason})");
-        None
+        let files = ["packages/playwright", "chromium"];
+        workspace::fetched(test, "browser", &files, "browser").map(|folder| Self { folder })
     }
 
     /// Starts a scenario of `tests/python/console.py` against the console at `address`. Its own messages go to `log`.

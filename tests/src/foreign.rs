@@ -30,9 +30,7 @@ impl Python {
         let packages =
             std::env::var_os("GLIMPSE_PYTHON_PACKAGES").map(PathBuf::from).filter(|path| path.is_dir());
         if packages.is_none() {
-            let reason = "no Python packages: run `make test`, which installs them";
-            assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{test}: {reason}");
-            eprintln!("left out: {test} ({reason})");
+            workspace::leave_out(test, "no Python packages: run `make test`, which installs them");
         }
         packages.map(|packages| Self { packages })
     }

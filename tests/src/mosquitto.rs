@@ -13,6 +13,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::authority::Authority;
 use crate::server::end_of;
+use crate::workspace;
 
 /// It starts in a tenth of a second.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -33,16 +34,7 @@ impl Mosquitto {
     /// # Panics
     /// Where they are missing under continuous integration (`CI=true`).
     pub fn find(test: &str) -> Option<PathBuf> {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
-        let programs = cache.join("glimpse/mosquitto/bin");
-        if programs.join("mosquitto").exists() && programs.join("mosquitto_passwd").exists() {
-            return Some(programs);
-        }
-        let reason = "no mosquitto: run `make mosquitto`, which says why it cannot be had";
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{test}: {reason}");
-        eprintln!("left out: {test} ({reason})");
-        None
+        workspace::fetched(test, "mosquitto/bin", &["mosquitto", "mosquitto_passwd"], "mosquitto")
     }
 
     /// Starts a broker for these users, each with its password; a device may do what our own broker lets it do, and a user whose

@@ -37,3 +37,28 @@ pub fn bundle() -> PathBuf {
 pub fn demo() -> PathBuf {
     root().join("demo")
 }
+
+/// A folder of what `make TARGET` fetches into the cache, if it holds all of `files`. `None`, with a line on standard error, where
+/// `test` has to be left out.
+///
+/// # Panics
+/// Where it is missing under continuous integration (`CI=true`).
+pub fn fetched(test: &str, folder: &str, files: &[&str], target: &str) -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
+    let folder = cache.map(|cache| cache.join("glimpse").join(folder));
+    let folder = folder.filter(|folder| files.iter().all(|file| folder.join(file).exists()));
+    if folder.is_none() {
+        leave_out(test, &format!("`make {target}` was not run, or says why it cannot be had"));
+    }
+    folder
+}
+
+/// Says that a test is left out for want of a part.
+///
+/// # Panics
+/// Under continuous integration (`CI=true`).
+pub fn leave_out(test: &str, reason: &str) {
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{test}: {reason}");
+    eprintln!("left out: {test} ({reason})");
+}

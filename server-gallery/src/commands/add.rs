@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use glimpse_embedder::SpaceBundle;
 
+use super::Folders;
 use super::ingest::{self, gallery_embedder};
 use crate::sources::Source;
 use crate::store::{Attributes, Store};
@@ -25,12 +26,8 @@ pub struct AddArgs {
     /// Photos to add
     #[arg(required = true, value_name = "PHOTO")]
     photos: Vec<PathBuf>,
-    /// Folder of the gallery; made if there is none
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
-    /// Folder of the space bundle
-    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
-    bundle: PathBuf,
+    #[command(flatten)]
+    folders: Folders,
     /// What the photos show
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     label: String,
@@ -50,8 +47,7 @@ impl AddArgs {
         ensure!(self.id.is_none() || self.photos.len() == 1, "--id goes with one photo");
         let mut attributes = Attributes::default();
         for pair in &self.attributes {
-            let (name, value) =
-                pair.split_once('=').with_context(|| format!("--attribute {pair} is not NAME=VALUE"))?;
+            let (name, value) = super::name_and_value(pair)?;
             attributes.set(name, value)?;
         }
         let mut ids = HashSet::new();
@@ -68,9 +64,9 @@ impl AddArgs {
             let (path, label, attributes) = (photo.clone(), self.label.clone(), attributes.clone());
             sources.push(Source { id, path, label, attributes });
         }
-        let bundle = SpaceBundle::load(&self.bundle)?;
+        let bundle = SpaceBundle::load(&self.folders.bundle)?;
         let embedder = gallery_embedder(&bundle)?;
-        let mut store = Store::open(&self.gallery, bundle.space, bundle.dimension)?;
+        let mut store = Store::open(&self.folders.gallery, bundle.space, bundle.dimension)?;
         let report =
             crate::ingest::run(&mut store, &embedder, &sources, &*super::ingest::stop_on_signals()?)?;
         ingest::tell(&report)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::write_line;
+use super::{GalleryFolder, write_line};
 use crate::backup;
 
 /// Arguments of `backup`.
@@ -18,9 +18,8 @@ pub struct BackupArgs {
     /// Folder of the copy; made if there is none, and holds no gallery yet
     #[arg(value_name = "COPY")]
     copy: PathBuf,
-    /// Folder of the gallery
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
+    #[command(flatten)]
+    folder: GalleryFolder,
 }
 
 /// Arguments of `restore`.
@@ -35,21 +34,20 @@ pub struct RestoreArgs {
     /// Folder that `backup` has written
     #[arg(value_name = "COPY")]
     copy: PathBuf,
-    /// Folder of the gallery; made if there is none
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
+    #[command(flatten)]
+    folder: GalleryFolder,
 }
 
 impl BackupArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let copied = backup::backup(&self.gallery, &self.copy)?;
+        let copied = backup::backup(&self.folder.gallery, &self.copy)?;
         write_line(format_args!("copied {} images of generation {}", copied.images, copied.generation))
     }
 }
 
 impl RestoreArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let restored = backup::restore(&self.copy, &self.gallery)?;
+        let restored = backup::restore(&self.copy, &self.folder.gallery)?;
         write_line(format_args!("restored {} images of generation {}", restored.images, restored.generation))
     }
 }

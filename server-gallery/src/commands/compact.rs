@@ -1,11 +1,10 @@
 //! `compact`: a gallery's folder made as small as it can be.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::write_line;
+use super::{GalleryFolder, write_line};
 use crate::store::{FILE, Store, StoreError};
 
 /// How long readers are waited for; they look for a few milliseconds each.
@@ -20,16 +19,15 @@ Example:
 Gives the space of what was removed or replaced back to the file system. A server may run meanwhile; what it looks up in the store
 waits until the end. The index is made as small as it can be whenever it is made: `index` does that.")]
 pub struct CompactArgs {
-    /// Folder of the gallery
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
+    #[command(flatten)]
+    folder: GalleryFolder,
 }
 
 impl CompactArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let path = self.gallery.join(FILE);
+        let path = self.folder.gallery.join(FILE);
         let bytes = || std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        let mut store = Store::open_existing(&self.gallery)?;
+        let mut store = Store::open_existing(&self.folder.gallery)?;
         let before = bytes();
         let started = Instant::now();
         loop {

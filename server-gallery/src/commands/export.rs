@@ -9,7 +9,7 @@ use clap::Args;
 use npyz::WriterBuilder as _;
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::write_line;
+use super::{GalleryFolder, write_line};
 use crate::store::{self, Snapshot};
 
 /// Arguments of `export`.
@@ -28,14 +28,13 @@ pub struct ExportArgs {
     /// Where the table of images goes: a CSV file
     #[arg(value_name = "CSV")]
     images: PathBuf,
-    /// Folder of the gallery
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
+    #[command(flatten)]
+    folder: GalleryFolder,
 }
 
 impl ExportArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let snapshot = store::load(&self.gallery)?;
+        let snapshot = store::load(&self.folder.gallery)?;
         whole(&self.features, |draft| features(&self.features, draft, &snapshot))?;
         whole(&self.images, |draft| table(draft, &snapshot))?;
         let (count, generation) = (snapshot.images.len(), snapshot.meta.generation);

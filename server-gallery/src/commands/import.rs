@@ -9,7 +9,7 @@ use clap::Args;
 use glimpse_embedder::SpaceBundle;
 use glimpse_embedder::matrix::{MatrixFile, Rows as _};
 
-use super::{ingest, write_line};
+use super::{Folders, ingest, write_line};
 use crate::gallery;
 use crate::progress::Progress;
 use crate::store::{Attributes, Image, Store};
@@ -34,12 +34,8 @@ pub struct ImportArgs {
     /// Table of images: a CSV file with the column id
     #[arg(value_name = "CSV")]
     images: PathBuf,
-    /// Folder of the gallery; made if there is none
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
-    /// Folder of the space bundle
-    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
-    bundle: PathBuf,
+    #[command(flatten)]
+    folders: Folders,
     /// Divide each feature by its norm, instead of refusing those that are not of unit norm
     #[arg(long)]
     normalize: bool,
@@ -50,7 +46,7 @@ pub struct ImportArgs {
 
 impl ImportArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let bundle = SpaceBundle::load(&self.bundle)?;
+        let bundle = SpaceBundle::load(&self.folders.bundle)?;
         let features = MatrixFile::open(&self.features)?;
         ensure!(
             features.dimension() == bundle.dimension,
@@ -68,7 +64,7 @@ impl ImportArgs {
             self.images.display(),
             images.len()
         );
-        let mut store = Store::open(&self.gallery, bundle.space, bundle.dimension)?;
+        let mut store = Store::open(&self.folders.gallery, bundle.space, bundle.dimension)?;
         let stop = ingest::stop_on_signals()?;
         let progress = Progress::new("importing", images.len());
         let mut done = 0;
@@ -95,7 +91,7 @@ impl ImportArgs {
         write_line(format_args!("imported {done}"))?;
         if !self.no_index {
             let watched = &mut super::index::watch(Some(stop));
-            gallery::refresh(&self.gallery, &bundle, watched)
+            gallery::refresh(&self.folders.gallery, &bundle, watched)
                 .context("the features are stored; only the index is missing")?;
         }
         Ok(())

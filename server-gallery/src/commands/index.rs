@@ -1,6 +1,5 @@
 //! `index`: the index of a gallery, made with options of one's own.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +8,7 @@ use clap::{Args, ValueEnum};
 use glimpse_embedder::SpaceBundle;
 use glimpse_quantizer::{Expansion, Precision};
 
-use super::{ingest, write_line};
+use super::{Folders, ingest, write_line};
 use crate::gallery;
 use crate::index::{CodesOption, Index, IndexOptions, Stage};
 use crate::progress::Progress;
@@ -27,12 +26,8 @@ Examples:
 images on, and with inverted lists from a million on. An index made here is used until a twentieth of the gallery has changed: then
 a server makes one with the usual options.")]
 pub struct IndexArgs {
-    /// Folder of the gallery
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
-    /// Folder of the space bundle
-    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
-    bundle: PathBuf,
+    #[command(flatten)]
+    folders: Folders,
     /// Which codes find the candidates
     #[arg(long, value_enum, default_value_t = Codes::Auto)]
     codes: Codes,
@@ -96,7 +91,7 @@ impl IndexArgs {
         ensure!(!lists || self.codes != Codes::Exact, "--lists go with codes, and --codes is exact");
         ensure!(!self.residual || lists, "--residual goes with --lists: name how many");
         ensure!((0.5..=1.0).contains(&self.recall), "--recall is {}, and must be 0.5 to 1", self.recall);
-        let bundle = SpaceBundle::load(&self.bundle)?;
+        let bundle = SpaceBundle::load(&self.folders.bundle)?;
         let options = IndexOptions {
             codes: match self.codes {
                 Codes::Auto => CodesOption::Auto,
@@ -118,9 +113,9 @@ impl IndexArgs {
             ..IndexOptions::default()
         };
         let stop = ingest::stop_on_signals()?;
-        let now = Reader::open(&self.gallery)?.now()?;
-        let index = gallery::make(&self.gallery, &bundle, now, &options, &mut watch(Some(stop)))?;
-        gallery::forget_changes(&self.gallery, index.state().generation);
+        let now = Reader::open(&self.folders.gallery)?.now()?;
+        let index = gallery::make(&self.folders.gallery, &bundle, now, &options, &mut watch(Some(stop)))?;
+        gallery::forget_changes(&self.folders.gallery, index.state().generation);
         self.tell(&index)
     }
 

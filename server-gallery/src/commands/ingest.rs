@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use glimpse_embedder::{Embedder, SpaceBundle};
 
-use super::write_line;
+use super::{Folders, write_line};
 use crate::gallery;
 use crate::ingest::{self, Report};
 use crate::sources;
@@ -28,12 +28,8 @@ pub struct IngestArgs {
     /// Folder of photos, or CSV file with the columns path and label
     #[arg(value_name = "DIR|CSV")]
     input: PathBuf,
-    /// Folder of the gallery; made if there is none
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
-    /// Folder of the space bundle
-    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
-    bundle: PathBuf,
+    #[command(flatten)]
+    folders: Folders,
     /// CSV file with labels for the photos of a folder: columns path and label, and any attributes
     #[arg(long, value_name = "CSV")]
     labels: Option<PathBuf>,
@@ -45,9 +41,9 @@ pub struct IngestArgs {
 impl IngestArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let sources = sources::list(&self.input, self.root.as_deref(), self.labels.as_deref())?;
-        let bundle = SpaceBundle::load(&self.bundle)?;
+        let bundle = SpaceBundle::load(&self.folders.bundle)?;
         let embedder = gallery_embedder(&bundle)?;
-        let mut store = Store::open(&self.gallery, bundle.space, bundle.dimension)?;
+        let mut store = Store::open(&self.folders.gallery, bundle.space, bundle.dimension)?;
         let stop = stop_on_signals()?;
         let report = ingest::run(&mut store, &embedder, &sources, &stop)?;
         let meta = store.meta();
@@ -60,10 +56,10 @@ impl IngestArgs {
             bail!("none of {} photos could be embedded", report.failed.len());
         }
         let watched = &mut super::index::watch(Some(stop));
-        let view = gallery::refresh(&self.gallery, &bundle, watched)
+        let view = gallery::refresh(&self.folders.gallery, &bundle, watched)
             .context("the photos are stored; only the index is missing")?;
         tracing::info!(search = view.base().vectors().describe(), "index ready");
-        tracing::info!(generation = meta.generation, gallery = %self.gallery.display(), "ingest complete");
+        tracing::info!(generation = meta.generation, gallery = %self.folders.gallery.display(), "ingest complete");
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use crate::store::{Image, Reader};
 
 pub(super) fn run(args: &GalleryArgs) -> anyhow::Result<()> {
     let mut written = Ok(());
-    Reader::open(&args.gallery)?.now()?.images(|image| {
+    Reader::open(&args.folder.gallery)?.now()?.images(|image| {
         written = one(args, &image);
         written.is_ok()
     })?;

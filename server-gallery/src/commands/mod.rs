@@ -21,6 +21,7 @@ mod verify;
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use crate::config::{RawConfig, RawSecurity};
@@ -102,12 +103,30 @@ impl Command {
     }
 }
 
-/// The gallery alone.
+/// Which gallery, for commands that need nothing else of it.
 #[derive(Debug, Args)]
-pub struct GalleryArgs {
+pub struct GalleryFolder {
     /// Folder of the gallery
     #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
     gallery: PathBuf,
+}
+
+/// Which gallery, and the bundle of its space.
+#[derive(Debug, Args)]
+pub struct Folders {
+    /// Folder of the gallery; a command that adds to it makes it
+    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
+    gallery: PathBuf,
+    /// Folder of the space bundle
+    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
+    bundle: PathBuf,
+}
+
+/// The gallery alone.
+#[derive(Debug, Args)]
+pub struct GalleryArgs {
+    #[command(flatten)]
+    folder: GalleryFolder,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -124,7 +143,8 @@ Examples:
 
 Until there is a device (`glimpse-gallery devices add`) the embedded broker serves this machine only, and asks nobody
 who they are. From then on every client needs its password or certificate, and other machines connect by TLS 1.3. SIGHUP
-makes the server read its certificate again; devices that are added or revoked it sees by itself. For mosquitto as
+reads the configuration and the certificate again: how to search, the latency budget and the rate of devices change at
+once, and what needs a restart is named. Devices that are added or revoked are seen without. For mosquitto as
 --broker, set `set_tcp_nodelay true` in its configuration: without it every reply waits about 40 ms.
 
 Photos that other commands add or remove are seen within a fraction of a second.
@@ -239,6 +259,11 @@ impl ServeArgs {
         };
         (raw, problems)
     }
+}
+
+/// Reads `NAME=VALUE`, as `--attribute` takes it.
+fn name_and_value(pair: &str) -> anyhow::Result<(&str, &str)> {
+    pair.split_once('=').with_context(|| format!("--attribute {pair} is not NAME=VALUE"))
 }
 
 /// Writes a line of data to standard output. A reader that has gone away (`| head`) ends the command quietly, as it

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 
-use super::write_line;
+use super::{GalleryFolder, write_line};
 use crate::store::{Reader, Store};
 
 /// Ids in one commit: a commit is as long in other writers' way as it takes.
@@ -30,9 +30,8 @@ pub struct RemoveArgs {
     /// Images to remove
     #[arg(value_name = "ID", group = "what")]
     ids: Vec<String>,
-    /// Folder of the gallery
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
+    #[command(flatten)]
+    folder: GalleryFolder,
     /// Remove all images with one of these labels
     #[arg(long, value_name = "TEXT", group = "what")]
     label: Vec<String>,
@@ -48,7 +47,7 @@ impl RemoveArgs {
             ids.extend(listed(file)?);
         }
         if !self.label.is_empty() {
-            Reader::open(&self.gallery)?.now()?.images(|image| {
+            Reader::open(&self.folder.gallery)?.now()?.images(|image| {
                 if self.label.contains(&image.label) {
                     ids.push(image.id);
                 }
@@ -57,7 +56,7 @@ impl RemoveArgs {
         }
         ids.sort_unstable();
         ids.dedup();
-        let mut store = Store::open_existing(&self.gallery)?;
+        let mut store = Store::open_existing(&self.folder.gallery)?;
         let mut removed = 0;
         for batch in ids.chunks(BATCH) {
             removed += store.remove(batch.iter().map(String::as_str))?;

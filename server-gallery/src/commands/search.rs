@@ -13,13 +13,12 @@ use glimpse_protocol::TOP_K_MAX;
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::write_line;
+use super::{Folders, write_line};
 use crate::config::unknown_photos;
 use crate::filter::Condition;
 use crate::gallery;
-use crate::index::SearchOptions;
 use crate::matcher::MatcherConfig;
-use crate::view::View;
+use crate::view::{QueryOptions, View};
 
 /// Arguments of `search`.
 #[derive(Debug, Args)]
@@ -31,12 +30,8 @@ pub struct SearchArgs {
     /// Photos to search for
     #[arg(required = true, value_name = "PHOTO")]
     photos: Vec<PathBuf>,
-    /// Folder of the gallery
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
-    /// Folder of the space bundle
-    #[arg(long, env = "GLIMPSE_BUNDLE", value_name = "DIR")]
-    bundle: PathBuf,
+    #[command(flatten)]
+    folders: Folders,
     /// Matches for each photo
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=TOP_K_MAX as i64), value_name = "N")]
     top_k: u16,
@@ -65,14 +60,15 @@ pub struct SearchArgs {
 struct Search<'a> {
     embedder: &'a Embedder,
     view: &'a View,
-    options: SearchOptions,
+    options: QueryOptions,
     condition: Condition,
 }
 
 impl SearchArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let unknown = unknown_photos(&self.unknown).map_err(anyhow::Error::msg)?;
-        let (bundle, view) = gallery::open(&self.gallery, &self.bundle, &mut super::index::watch(None))?;
+        let (bundle, view) =
+            gallery::open(&self.folders.gallery, &self.folders.bundle, &mut super::index::watch(None))?;
         let embedder = super::ingest::gallery_embedder(&bundle)?;
         let expand = self.expand.map_or(0, usize::from);
         let config = MatcherConfig { exact: self.exact, unknown, expand, ..MatcherConfig::default() };
@@ -115,8 +111,7 @@ impl SearchArgs {
             values.entry("label".to_owned()).or_default().push(label.clone());
         }
         for pair in &self.attributes {
-            let (name, value) =
-                pair.split_once('=').with_context(|| format!("--attribute {pair} is not NAME=VALUE"))?;
+            let (name, value) = super::name_and_value(pair)?;
             values.entry(name.to_owned()).or_default().push(value.to_owned());
         }
         Ok(Condition::new(values)?)

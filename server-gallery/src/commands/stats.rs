@@ -7,14 +7,14 @@ use crate::gallery::INDEX;
 use crate::store::{FILE, Reader};
 
 pub(super) fn run(args: &GalleryArgs) -> anyhow::Result<()> {
-    let now = Reader::open(&args.gallery)?.now()?;
+    let now = Reader::open(&args.folder.gallery)?.now()?;
     let (mut labels, mut attributes) = (BTreeSet::new(), BTreeSet::new());
     now.images(|image| {
         attributes.extend(image.attributes.iter().map(|(name, _)| name.clone()));
         labels.insert(image.label);
         true
     })?;
-    let bytes = |file| std::fs::metadata(args.gallery.join(file)).map_or(0, |metadata| metadata.len());
+    let bytes = |file| std::fs::metadata(args.folder.gallery.join(file)).map_or(0, |metadata| metadata.len());
     let (file_bytes, index_bytes) = (bytes(FILE), bytes(INDEX));
     let (meta, images, labels) = (now.meta(), now.len(), labels.len());
     if args.json {

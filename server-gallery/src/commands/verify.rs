@@ -1,10 +1,8 @@
 //! `verify`: everything that a gallery's folder holds, read and compared.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
-use super::write_line;
+use super::{GalleryFolder, write_line};
 use crate::config::Problems;
 use crate::verify;
 
@@ -18,14 +16,13 @@ Reads every page of the store, holds every record against its checksum and all o
 every section of the index against its checksum, and what it holds against the store. A server may run meanwhile. Ends
 with status 1 when anything is damaged. A damaged index is made anew by `serve`; a damaged store is restored from a backup.")]
 pub struct VerifyArgs {
-    /// Folder of the gallery
-    #[arg(long, env = "GLIMPSE_GALLERY", value_name = "DIR")]
-    gallery: PathBuf,
+    #[command(flatten)]
+    folder: GalleryFolder,
 }
 
 impl VerifyArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let verify::Report { found, damaged } = verify::run(&self.gallery);
+        let verify::Report { found, damaged } = verify::run(&self.folder.gallery);
         for line in found {
             write_line(format_args!("{line}"))?;
         }

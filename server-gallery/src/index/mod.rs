@@ -40,7 +40,7 @@ use core::{Core, Plan};
 /// Share of the photos of unknown things that would still get a match at the learned threshold.
 const UNKNOWN_ACCEPTED: f32 = 0.01;
 
-/// How a query is answered.
+/// How the nearest vectors are looked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SearchOptions {
     /// Matches at most.
@@ -52,16 +52,12 @@ pub struct SearchOptions {
     pub rerank: Option<usize>,
     /// Inverted lists to look up. `None`: what the wanted recall takes.
     pub probes: Option<usize>,
-    /// Search again with the query expanded by its nearest images. Similarities are then those with the expanded query.
-    pub expansion: Option<Expansion>,
-    /// A query whose nearest image is less similar than this gets no match.
-    pub unknown_below: Option<f32>,
 }
 
 impl SearchOptions {
     /// Defaults for so many matches.
     pub const fn top(top_k: usize) -> Self {
-        Self { top_k, exact: false, rerank: None, probes: None, expansion: None, unknown_below: None }
+        Self { top_k, exact: false, rerank: None, probes: None }
     }
 }
 
@@ -188,15 +184,6 @@ impl Index {
         self.vectors.filter(|row| admitted(self.images.get(row)))
     }
 
-    /// The images nearest to a unit query of shape `[D]`, nearest first; fewer where the gallery or the filter has fewer.
-    /// Equally near images come in the order of their ids; which of them are the last
-    /// to be among the nearest is open, where there are inverted lists.
-    pub fn search(&self, query: &[f32], options: &SearchOptions, filter: Option<&Filter>) -> Vec<Hit<'_>> {
-        let mut found = self.vectors.search(query, options, filter);
-        let nearest = found.pop().unwrap_or_default();
-        nearest.into_iter().map(|neighbour| self.hit(neighbour)).collect()
-    }
-
     /// The image of a neighbour that [`VectorIndex::search`] has found.
     pub(crate) fn hit(&self, neighbour: Neighbour) -> Hit<'_> {
         Hit { image: self.images.get(neighbour.row), similarity: neighbour.similarity }
@@ -261,8 +248,7 @@ impl VectorIndex {
             if !watch(Stage::Augmenting, number * PART, first.len()) {
                 return Err(BuildError::Stopped);
             }
-            let search = SearchOptions::top(expansion.neighbours + 1);
-            first.expand(part, &search, expansion, None, Some((number * PART) as u32));
+            first.augment(part, number * PART, expansion);
         }
         let (core, recall) =
             build::build(&augmented, dimension, options, &mut |stage, done, all| watch(stage, done, all))?;
@@ -358,24 +344,8 @@ impl VectorIndex {
         filter: Option<&Filter>,
     ) -> Vec<Vec<Neighbour>> {
         assert!(queries.len().is_multiple_of(self.dimension()), "whole queries");
-        let Some(expansion) = options.expansion else { return self.search_once(queries, options, filter) };
-        let mut queries = queries.to_vec();
-        let once = SearchOptions { top_k: expansion.neighbours, ..*options };
-        let known = self.expand(&mut queries, &once, expansion, filter, None);
-        let again = SearchOptions { unknown_below: None, ..*options };
-        let mut found = self.search_once(&queries, &again, filter);
-        found.iter_mut().zip(known).filter(|(_, known)| !known).for_each(|(found, _)| found.clear());
-        found
-    }
-
-    fn search_once(
-        &self,
-        queries: &[f32],
-        options: &SearchOptions,
-        filter: Option<&Filter>,
-    ) -> Vec<Vec<Neighbour>> {
-        let SearchOptions { top_k, exact, rerank, probes, unknown_below, .. } = *options;
-        let mut found = if exact || top_k == 0 {
+        let SearchOptions { top_k, exact, rerank, probes } = *options;
+        if exact || top_k == 0 {
             self.core.exactly(queries, top_k, filter)
         } else {
             let measured = self.recall.as_ref();
@@ -386,41 +356,22 @@ impl VectorIndex {
             };
             let probes = probes.or(measured.map(|recall| recall.probes)).unwrap_or(1).max(1);
             self.core.by_codes(queries, top_k, Plan { rerank, probes }, filter)
-        };
-        if let Some(below) = unknown_below {
-            for found in &mut found {
-                if found.first().is_some_and(|nearest| nearest.similarity < below) {
-                    found.clear();
-                }
-            }
         }
-        found
     }
 
-    /// Expands each of `queries` by what `options` find for it, but not by itself where the queries are rows from `first` on.
-    /// `false` for those that find nothing.
-    fn expand(
-        &self,
-        queries: &mut [f32],
-        options: &SearchOptions,
-        expansion: Expansion,
-        filter: Option<&Filter>,
-        first: Option<u32>,
-    ) -> Vec<bool> {
-        let found = self.search_once(queries, &SearchOptions { expansion: None, ..*options }, filter);
-        let mut feature = vec![0.0; self.dimension()];
-        let expand = |(number, (query, found)): (usize, (&mut [f32], Vec<Neighbour>))| {
-            let known = !found.is_empty();
-            let own = first.map(|first| first + number as u32);
-            let others = found.into_iter().filter(|neighbour| Some(neighbour.row) != own);
+    /// Expands each of `features`, the rows from `first` on, by its nearest others.
+    fn augment(&self, features: &mut [f32], first: usize, expansion: Expansion) {
+        let found = self.search(features, &SearchOptions::top(expansion.neighbours + 1), None);
+        let mut other = vec![0.0; self.dimension()];
+        for ((feature, found), own) in features.chunks_exact_mut(self.core.dimension).zip(found).zip(first..)
+        {
+            let others = found.into_iter().filter(|neighbour| neighbour.row as usize != own);
             for neighbour in others.take(expansion.neighbours) {
-                self.read(neighbour.row, &mut feature);
-                expansion.add(query, &feature, neighbour.similarity);
+                self.read(neighbour.row, &mut other);
+                expansion.add(feature, &other, neighbour.similarity);
             }
-            normalize(query);
-            known
-        };
-        queries.chunks_exact_mut(self.core.dimension).zip(found).enumerate().map(expand).collect()
+            normalize(feature);
+        }
     }
 
     fn learn_unknown<L: PartialEq>(&mut self, label: impl Fn(u32) -> Option<L>) {

@@ -1,9 +1,10 @@
 //! Searches against the definition: every option, every size, from memory and from the file.
 
-use glimpse_quantizer::Precision;
+use std::sync::Arc;
 
 use super::*;
 use crate::testing::{codebook, images, random_units, snapshot};
+use crate::view::{QueryOptions, View};
 
 const GO: fn(Stage, usize, usize) -> bool = |_, _, _| true;
 
@@ -22,6 +23,11 @@ fn clustered(count: usize, dimension: usize, seed: u64) -> Vec<f32> {
 
 fn vectors(features: &[f32], dimension: usize, options: &IndexOptions) -> VectorIndex {
     VectorIndex::build(features, dimension, options, &mut { GO }).unwrap()
+}
+
+/// A gallery of nothing but an index.
+fn view(snapshot: Snapshot, options: &IndexOptions) -> View {
+    View::of(Arc::new(Index::build(snapshot, None, options, &mut { GO }).unwrap()))
 }
 
 /// The definition, in double precision.
@@ -46,9 +52,10 @@ fn naive(
 fn exact_search_agrees_with_the_definition() {
     let features = random_units(500, 20, 1);
     let options = IndexOptions { precision: Precision::F32, ..IndexOptions::default() };
-    let index = Index::build(snapshot(20, &features), None, &options, &mut { GO }).unwrap();
+    let gallery = view(snapshot(20, &features), &options);
+    let exactly = SearchOptions { exact: true, ..SearchOptions::top(7) };
     for query in random_units(20, 20, 2).chunks(20) {
-        let hits = index.search(query, &SearchOptions { exact: true, ..SearchOptions::top(7) }, None);
+        let hits = gallery.search(query, &exactly.into(), None).remove(0);
         assert_eq!(hits.len(), 7);
         for (hit, (image, similarity)) in hits.iter().zip(naive(&features, query, 7, |_| true)) {
             assert_eq!(hit.image.id, format!("{image:06}"));
@@ -223,11 +230,12 @@ fn small_and_empty_galleries_answer_with_what_they_have() {
     let features = random_units(3, 8, 6);
     for codes in [CodesOption::Auto, CodesOption::Given(codebook(8, 4, 2, &features))] {
         let options = IndexOptions { codes, ..IndexOptions::default() };
-        let index = Index::build(snapshot(8, &features), None, &options, &mut { GO }).unwrap();
-        assert_eq!(index.search(&features[..8], &SearchOptions::top(10), None).len(), 3);
-        assert_eq!(index.search(&features[..8], &SearchOptions::top(0), None).len(), 0);
-        let empty = Index::build(snapshot(8, &[]), None, &options, &mut { GO }).unwrap();
-        assert!(empty.is_empty() && empty.search(&features[..8], &SearchOptions::top(10), None).is_empty());
+        let found = |features: &[f32], top_k| {
+            let gallery = view(snapshot(8, features), &options);
+            assert_eq!(gallery.is_empty(), features.is_empty());
+            gallery.search(&random_units(1, 8, 7), &SearchOptions::top(top_k).into(), None).remove(0).len()
+        };
+        assert_eq!((found(&features, 10), found(&features, 0), found(&[], 10)), (3, 0, 0));
     }
 }
 
@@ -381,14 +389,16 @@ fn photos_of_things_that_are_not_there_get_no_match() {
     let all = clustered(things * 20, dimension, 17);
     let known = 80 * 20;
     let gallery = labelled(dimension, &all[..known * dimension], |row| format!("thing {}", row / 20));
-    let index = Index::build(gallery, None, &IndexOptions::default(), &mut { GO }).unwrap();
-    let unknown = index.vectors().unknown().unwrap();
-    let search = SearchOptions { unknown_below: Some(unknown.below), ..SearchOptions::top(3) };
+    let gallery = view(gallery, &IndexOptions::default());
+    let unknown = gallery.base().vectors().unknown().unwrap();
+    let search = QueryOptions { unknown_below: Some(unknown.below), ..SearchOptions::top(3).into() };
+    let answered = |rows: std::ops::Range<usize>, options: &QueryOptions| -> Vec<bool> {
+        let found = gallery.search(&all[rows.start * dimension..rows.end * dimension], options, None);
+        found.into_iter().map(|found| !found.is_empty()).collect()
+    };
     let matched = |rows: std::ops::Range<usize>| {
-        let queries = rows.len() as f32;
-        let found =
-            rows.filter(|row| !index.search(&all[row * dimension..][..dimension], &search, None).is_empty());
-        found.count() as f32 / queries
+        let answered = answered(rows, &search);
+        answered.iter().filter(|answered| **answered).count() as f32 / answered.len() as f32
     };
     assert_eq!(matched(0..known), 1.0);
     // A hundredth was wanted; 400 photos tell it to about as much.
@@ -396,10 +406,9 @@ fn photos_of_things_that_are_not_there_get_no_match() {
     assert!(unknown.kept.unwrap() > 0.9 && unknown.photos == known, "{unknown:?}");
 
     // Expansion must not bring a match back.
-    let expanded = SearchOptions { expansion: Some(Expansion::new(5)), ..search };
-    let stranger = (known..things * 20).map(|row| &all[row * dimension..][..dimension]);
-    let missed = stranger.clone().filter(|query| index.search(query, &search, None).is_empty());
-    assert!(missed.take(50).all(|query| index.search(query, &expanded, None).is_empty()));
+    let expanded = QueryOptions { expansion: Some(Expansion::new(5)), ..search };
+    let strangers = known..things * 20;
+    assert_eq!(answered(strangers.clone(), &expanded), answered(strangers, &search));
 }
 
 #[test]
@@ -445,19 +454,20 @@ fn expansion_and_augmentation_find_more_of_a_thing() {
         }
         features
     };
-    let found = |index: &VectorIndex, search: &SearchOptions| {
+    let found = |gallery: &View, options: &QueryOptions| {
         let queries = &features[..400 * dimension];
-        let found = index.search(queries, search, None);
-        let same = |(query, found): (usize, Vec<Neighbour>)| {
-            found.into_iter().filter(|neighbour| neighbour.row as usize / 20 == query / 20).count()
+        let found = gallery.search(queries, options, None);
+        let same = |(query, found): (usize, Vec<Hit<'_>>)| {
+            found.into_iter().filter(|hit| hit.image.label == format!("thing {}", query / 20)).count()
         };
         found.into_iter().enumerate().map(same).sum::<usize>() as f32 / (400.0 * 20.0)
     };
-    let plain = vectors(&features, dimension, &IndexOptions::default());
+    let things = || labelled(dimension, &features, |row| format!("thing {}", row / 20));
     let augment = Some(Expansion::new(8));
-    let augmented = vectors(&features, dimension, &IndexOptions { augment, ..IndexOptions::default() });
-    let search = SearchOptions::top(20);
-    let expanded = SearchOptions { expansion: augment, ..search };
+    let plain = view(things(), &IndexOptions::default());
+    let augmented = view(things(), &IndexOptions { augment, ..IndexOptions::default() });
+    let search = QueryOptions::from(SearchOptions::top(20));
+    let expanded = QueryOptions { expansion: augment, ..search };
     let (before, by_query, by_gallery) =
         (found(&plain, &search), found(&plain, &expanded), found(&augmented, &search));
     assert!(by_query > before + 0.02 && by_gallery > before + 0.02, "{before} {by_query} {by_gallery}");

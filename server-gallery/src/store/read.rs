@@ -311,7 +311,8 @@ impl Features {
         if bytes < SCRATCH_FROM {
             return Ok(Self::Memory(vec![0.0; components]));
         }
-        let mut file = tempfile::tempfile_in(dir)?;
+        // A gallery on a medium that cannot be written is read into memory.
+        let Ok(mut file) = tempfile::tempfile_in(dir) else { return Ok(Self::Memory(vec![0.0; components])) };
         reserve(&mut file, bytes as u64)?;
         // SAFETY: the file has no name, so that no other process can open it to change or cut it, and all its pages have their
         // place on the disk.
@@ -355,43 +356,7 @@ impl Deref for Features {
 /// # Errors
 /// When there is none, or it is damaged or newer than this program.
 pub fn load(dir: &Path) -> Result<Snapshot, StoreError> {
-    snapshot(&Reader::open(dir)?.now()?, dir, &mut || true)
-}
-
-/// All of one generation.
-fn snapshot(
-    committed: &Committed,
-    dir: &Path,
-    go_on: &mut dyn FnMut() -> bool,
-) -> Result<Snapshot, StoreError> {
-    let (meta, state) = (committed.meta(), committed.state());
-    let too_large = || committed.damaged(format!("it says that it has {} images", committed.len()));
-    let count = usize::try_from(committed.len()).map_err(|_| too_large())?;
-    let components = count.checked_mul(meta.dimension).ok_or_else(too_large)?;
-    // What the header says is not trusted with memory before as many rows were seen.
-    let rows = contained(&committed.path, || {
-        let rows = redb::ReadableTableMetadata::len(&committed.tables()?.1);
-        rows.map_err(|error| database_error(&committed.path, error.into()))
-    })?;
-    if rows != committed.len() {
-        return Err(committed.damaged(format!("{rows} of {count} images can be found")));
-    }
-    let io = |source| StoreError::Io { path: dir.to_owned(), source };
-    let mut features = Features::zeros(components, dir).map_err(io)?;
-    let mut images = CatalogueBuilder::default();
-    let mut going = true;
-    let mut places = features.as_mut_slice().chunks_exact_mut(meta.dimension.max(1));
-    committed.each(|image, feature| {
-        let Some(place) = places.next() else { return false };
-        place.copy_from_slice(feature);
-        images.push(&image);
-        going = images.len() % STOP_EVERY != 0 || go_on();
-        going
-    })?;
-    if !going {
-        return Err(StoreError::Stopped);
-    }
-    Ok(Snapshot { meta, state, images: images.finish(), features })
+    Reader::open(dir)?.now()?.snapshot(dir, &mut || true)
 }
 
 impl Committed {
@@ -400,6 +365,33 @@ impl Committed {
     /// # Errors
     /// As [`load`], and [`StoreError::Stopped`].
     pub fn snapshot(&self, dir: &Path, go_on: &mut dyn FnMut() -> bool) -> Result<Snapshot, StoreError> {
-        snapshot(self, dir, go_on)
+        let (meta, state) = (self.meta(), self.state());
+        let too_large = || self.damaged(format!("it says that it has {} images", self.len()));
+        let count = usize::try_from(self.len()).map_err(|_| too_large())?;
+        let components = count.checked_mul(meta.dimension).ok_or_else(too_large)?;
+        // What the header says is not trusted with memory before as many rows were seen.
+        let rows = contained(&self.path, || {
+            let rows = redb::ReadableTableMetadata::len(&self.tables()?.1);
+            rows.map_err(|error| database_error(&self.path, error.into()))
+        })?;
+        if rows != self.len() {
+            return Err(self.damaged(format!("{rows} of {count} images can be found")));
+        }
+        let io = |source| StoreError::Io { path: dir.to_owned(), source };
+        let mut features = Features::zeros(components, dir).map_err(io)?;
+        let mut images = CatalogueBuilder::default();
+        let mut going = true;
+        let mut places = features.as_mut_slice().chunks_exact_mut(meta.dimension.max(1));
+        self.each(|image, feature| {
+            let Some(place) = places.next() else { return false };
+            place.copy_from_slice(feature);
+            images.push(&image);
+            going = images.len() % STOP_EVERY != 0 || go_on();
+            going
+        })?;
+        if !going {
+            return Err(StoreError::Stopped);
+        }
+        Ok(Snapshot { meta, state, images: images.finish(), features })
     }
 }

@@ -10,8 +10,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata as _
 use super::image::encode_feature;
 use super::{
     CHANGES, CONTENTS, Committed, Content, FEATURES, FILE, FORMAT, FileId, Header, Image, META, Meta,
-    RECORDS, RecordRow, State, StoreError, WRITE_CACHE_BYTES, builder, contained, database_error, image_of,
-    migrate, open_error, read_header,
+    RECORDS, RecordRow, StoreError, WRITE_CACHE_BYTES, builder, contained, database_error, image_of, migrate,
+    open_error, read_header,
 };
 
 /// Changes that are kept for readers that are behind, at most. Who is further behind reads the whole gallery.
@@ -434,18 +434,5 @@ impl Store {
         let write = self.database.begin_write().map_err(|error| failed(error.into()))?;
         exchange().map_err(|source| StoreError::Io { path: self.path.clone(), source })?;
         write.abort().map_err(|error| failed(error.into()))
-    }
-
-    /// Where its last commit has left it.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn state(&self) -> Result<State, StoreError> {
-        contained(&self.path, || {
-            let read =
-                self.database.begin_read().map_err(|error| database_error(&self.path, error.into()))?;
-            let header = read_header(read.open_table(META), &self.path)?;
-            header.map(|header| header.state()).ok_or_else(|| StoreError::Missing(self.path.clone()))
-        })
     }
 }
