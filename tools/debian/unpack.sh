@@ -50,4 +50,6 @@ rm -rf "$folder"
 mv "$work/tree" "$folder"
 rm -rf "$work"
 triple=$(cc -print-multiarch 2>/dev/null || echo "$(uname -m)-linux-gnu")
-echo "$folder/usr/lib/$triple:$folder/lib/$triple"
+# Packages keep private libraries in folders of their own (pulseaudio's), and find them by a path that is absolute.
+private=$(find "$folder/usr/lib/$triple" -mindepth 2 -maxdepth 2 -name 'lib*.so*' -printf ':%h\n' | sort -u | tr -d '\n')
+echo "$folder/usr/lib/$triple:$folder/lib/$triple$private"
