@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 GPU ?= cuda
 # Of the vectors that `bench-search` draws.
 SEED ?= 1
-# That `fuzz` takes.
+# That each target of `fuzz` takes.
 SECONDS ?= 60
 GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
@@ -38,11 +38,8 @@ test-arm: ## the quantizer's tests for 64-bit ARM (its NEON kernels) in an emula
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
 	CARGO_TARGET_DIR=$(GPU_TARGET) CARGO="$(CARGO)" trainer/test-gpu.sh
 
-fuzz: $(CACHE)/cargo-fuzz/bin/cargo-fuzz ## damaged codebook files against their reader, for a minute (SECONDS=60)
-	mkdir -p quantizer/fuzz/corpus/codebook
-	cp quantizer/tests/fixtures/*.safetensors quantizer/fuzz/corpus/codebook/
-	cd quantizer && RUSTC_BOOTSTRAP=1 PATH="$(CACHE)/cargo-fuzz/bin:$$PATH" CARGO_TARGET_DIR=$(CACHE)/target-fuzz \
-		$(CARGO) fuzz run codebook -- -max_total_time=$(SECONDS) -rss_limit_mb=2048
+fuzz: $(CACHE)/cargo-fuzz/bin/cargo-fuzz ## damaged codebooks, messages and device.tomls against their readers, each for a minute (SECONDS=60)
+	tools/fuzz.sh $(SECONDS)
 
 $(CACHE)/cargo-fuzz/bin/cargo-fuzz:
 	$(CARGO) install --quiet --locked --root $(CACHE)/cargo-fuzz cargo-fuzz@0.13.1
