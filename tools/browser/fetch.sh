@@ -28,11 +28,13 @@ if ! cmp -s "$list" "$cache/packages.txt"; then
     cp "$list" "$cache/packages.txt"
 fi
 
-# Whether a program is a Chromium that shows a page here.
+# Whether a program is a Chromium that draws a page here: without any font it ends at the first button.
 works() {
     local flags=(--headless --disable-gpu --no-first-run)
     [ "$(id -u)" != 0 ] || flags+=(--no-sandbox)
-    timeout 60 "$1" "${flags[@]}" --user-data-dir="$cache/profile" --dump-dom 'data:text/html,<p>it works' 2>>"$log" | grep -q 'it works'
+    rm -f "$cache/drawn.png"
+    timeout 60 "$1" "${flags[@]}" --user-data-dir="$cache/profile" --screenshot="$cache/drawn.png" \
+        'data:text/html,<input><select><option>it works</select><button>it works</button>' >>"$log" 2>&1 && [ -s "$cache/drawn.png" ]
 }
 
 # A wrapper and not a link: the program looks for its files beside itself.
@@ -43,7 +45,7 @@ take() {
 }
 
 done_with() {
-    rm -rf "$cache/profile"
+    rm -rf "$cache/profile" "$cache/drawn.png"
     echo "$cache"
     exit
 }
@@ -70,7 +72,7 @@ if [ -x "$program-headless-shell" ]; then program="$program-headless-shell"; fi
 [ -x "$program" ] || cannot "Debian's Chromium has another place than was known: look in $tree"
 cat >"$cache/fonts.conf" <<END
 <?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig><dir>$tree/usr/share/fonts</dir><cachedir>$cache/fonts</cachedir></fontconfig>
+<fontconfig><dir>$tree/usr/share/fonts</dir><dir>/usr/share/fonts</dir><cachedir>$cache/fonts</cachedir></fontconfig>
 END
 cat >"$cache/debian-chromium" <<END
 #!/bin/sh
