@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use glimpse_protocol::device::{CameraSource, Device, Security, ServerAddress};
+use glimpse_protocol::device::{CameraSource, Device, Security, ServerAddress, Updates};
 use glimpse_protocol::{Codec, DeviceId};
 
 /// What a new file says.
@@ -30,6 +30,8 @@ pub struct Settings<'a> {
     pub timeout: Duration,
     /// How the device proves itself.
     pub security: &'a Security,
+    /// How the device takes new query networks, if it does.
+    pub updates: Option<&'a Updates>,
 }
 
 /// The file.
@@ -114,6 +116,28 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             line: assignment("key", example_or("device.key", identity.map(|(_, key)| key.as_path()))?),
             is_set: identity.is_some(),
         },
+        Entry {
+            comment: "A folder that the device can write, where it keeps query networks that the server gives it: with it and \
+                      model_key, `glimpse-gallery models push` reaches this device. It runs the network named above until then, \
+                      and again where that one is replaced by hand.",
+            line: assignment(
+                "state",
+                example_or("/var/lib/glimpse", settings.updates.map(|it| it.state.as_path()))?,
+            ),
+            is_set: settings.updates.is_some(),
+        },
+        Entry {
+            comment: "The key that signs those networks, as `glimpse-gallery models key` prints it. No other is taken.",
+            line: assignment(
+                "model_key",
+                quoted(
+                    &settings
+                        .updates
+                        .map_or_else(|| "64 digits".to_owned(), |updates| updates.key.to_string()),
+                ),
+            ),
+            is_set: settings.updates.is_some(),
+        },
     ];
     let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
                 # runs it. Relative paths are taken from the folder of this file.\n";
@@ -163,6 +187,7 @@ fn text(path: &Path) -> anyhow::Result<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use glimpse_protocol::ModelKey;
     use glimpse_protocol::device::{KEYS, RawDevice};
 
     const NO_SECURITY: &Security = &Security { password_file: None, ca: None, identity: None };
@@ -177,7 +202,7 @@ mod tests {
     fn settings<'a>(server: &'a ServerAddress, camera: &'a CameraSource, bundle: &'a Path) -> Settings<'a> {
         let (codec, top_k) = (Device::CODEC_DEFAULT, Device::TOP_K_DEFAULT);
         let timeout = Device::TIMEOUT_DEFAULT;
-        let security = NO_SECURITY;
+        let (security, updates) = (NO_SECURITY, None);
         Settings {
             device: None,
             server,
@@ -189,6 +214,7 @@ mod tests {
             top_k,
             timeout,
             security,
+            updates,
         }
     }
 
@@ -218,6 +244,7 @@ mod tests {
             ca: Some("ca \" 1.pem".into()),
             identity: Some((strange.into(), "k".into())),
         };
+        let updates = Updates { state: "s \" 1".into(), key: ModelKey::from_bytes([0xa5; 32]) };
         let name = DeviceId::new("door-1").unwrap();
         let settings = Settings {
             device: Some(&name),
@@ -227,6 +254,7 @@ mod tests {
             top_k: 3,
             timeout: Duration::from_millis(2500),
             security: &security,
+            updates: Some(&updates),
             ..settings(&server, &camera, Path::new(strange))
         };
         let (_, device) = check(&settings);
@@ -238,6 +266,6 @@ mod tests {
         assert_eq!(device.model.as_deref(), Some(Path::new("q \" 1.onnx")));
         assert_eq!(device.codebook.as_deref(), Some(Path::new(strange)));
         assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
-        assert_eq!(device.security, security);
+        assert_eq!((device.security, device.updates), (security, Some(updates)));
     }
 }

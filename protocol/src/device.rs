@@ -18,10 +18,10 @@ use std::vec::Vec;
 use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
-use crate::{Codec, DeviceId, TOP_K_MAX};
+use crate::{Codec, DeviceId, ModelKey, TOP_K_MAX};
 
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 15] = [
     "device",
     "server",
     "camera",
@@ -35,6 +35,8 @@ pub const KEYS: [&str; 13] = [
     "ca",
     "certificate",
     "key",
+    "state",
+    "model_key",
 ];
 
 /// The port of MQTT without TLS, where an address names none.
@@ -258,6 +260,10 @@ pub struct RawDevice {
     pub certificate: Option<PathBuf>,
     /// `key`: the private key of `certificate`.
     pub key: Option<PathBuf>,
+    /// `state`: where the device keeps query networks that the server gave it.
+    pub state: Option<PathBuf>,
+    /// `model_key`: who may give it networks.
+    pub model_key: Option<ModelKey>,
     /// The line of each key that came from a file.
     lines: BTreeMap<&'static str, usize>,
 }
@@ -271,6 +277,15 @@ pub struct Security {
     pub ca: Option<PathBuf>,
     /// The device's certificate and its private key.
     pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// How a device takes new query networks from its server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Updates {
+    /// A folder that the device can write, where it keeps them.
+    pub state: PathBuf,
+    /// Only networks that this key signed are taken.
+    pub key: ModelKey,
 }
 
 /// A device whose description holds together.
@@ -297,6 +312,8 @@ pub struct Device {
     pub timeout: Duration,
     /// How it proves itself.
     pub security: Security,
+    /// How it takes new query networks; `None`: it runs the one that is named here.
+    pub updates: Option<Updates>,
 }
 
 impl Device {
@@ -362,6 +379,8 @@ impl RawDevice {
             "ca" => self.ca = Some(path()?),
             "certificate" => self.certificate = Some(path()?),
             "key" => self.key = Some(path()?),
+            "state" => self.state = Some(path()?),
+            "model_key" => self.model_key = Some(text()?.parse().map_err(|e| wrong(&e))?),
             _ => {
                 self.timeout =
                     Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?);
@@ -392,6 +411,8 @@ impl RawDevice {
             ca: self.ca.or(below.ca),
             certificate: self.certificate.or(below.certificate),
             key: self.key.or(below.key),
+            state: self.state.or(below.state),
+            model_key: self.model_key.or(below.model_key),
             lines: below.lines,
         }
     }
@@ -432,6 +453,13 @@ impl RawDevice {
             }
             None => Security::default(),
         };
+        let updates = match self.updates() {
+            Ok(updates) => updates,
+            Err(problem) => {
+                problems.push(problem);
+                None
+            }
+        };
         match (self.server, self.camera) {
             (Some(server), Some(camera)) if problems.is_empty() => Ok(Device {
                 name: self.device,
@@ -444,8 +472,34 @@ impl RawDevice {
                 top_k: self.top_k.unwrap_or(Device::TOP_K_DEFAULT),
                 timeout: self.timeout.unwrap_or(Device::TIMEOUT_DEFAULT),
                 security,
+                updates,
             }),
             _ => Err(Problems(problems)),
+        }
+    }
+
+    fn problem(&self, key: &str, message: &str) -> Problem {
+        Problem { line: self.line(key), message: format!("{key}: {message}") }
+    }
+
+    /// A key of which the value is bad is told already.
+    fn updates(&self) -> Result<Option<Updates>, Problem> {
+        match (&self.state, self.model_key) {
+            (_, Some(key)) if key.is_weak() => Err(self.problem(
+                "model_key",
+                "anybody can sign for this key: take the one that `glimpse-gallery models key` prints",
+            )),
+            (Some(state), Some(key)) => Ok(Some(Updates { state: state.clone(), key })),
+            (Some(_), None) if !self.lines.contains_key("model_key") => Err(self.problem(
+                "state",
+                "is where networks from the server are kept, and needs the key that signs them: write model_key = \"..\", \
+                 as `glimpse-gallery models key` prints it",
+            )),
+            (None, Some(_)) if !self.lines.contains_key("state") => Err(self.problem(
+                "model_key",
+                "lets the server give this device networks, and needs a folder to keep them in: write state = \"DIR\"",
+            )),
+            _ => Ok(None),
         }
     }
 
@@ -454,9 +508,7 @@ impl RawDevice {
     /// # Errors
     /// What is missing, or has no use without something else.
     pub fn security(&self, server: &ServerAddress) -> Result<Security, Problem> {
-        let problem = |key: &str, message: &str| {
-            Err(Problem { line: self.line(key), message: format!("{key}: {message}") })
-        };
+        let problem = |key, message| Err(self.problem(key, message));
         let identity = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
             (None, None) => None,
@@ -519,7 +571,8 @@ mod tests {
 
     const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\nbundle = '/opt/b'\n\
                          model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n\
-                         password_file = '/run/secret'\nca = 'ca.pem'\ncertificate = 'door-1.pem'\nkey = 'door-1.key'\n";
+                         password_file = '/run/secret'\nca = 'ca.pem'\ncertificate = 'door-1.pem'\nkey = 'door-1.key'\nstate = '/var/lib/glimpse'\n\
+                         model_key = '000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'\n";
 
     #[test]
     fn reads_every_key() {
@@ -538,6 +591,8 @@ mod tests {
         assert_eq!(device.security.password_file, Some("/run/secret".into()));
         assert_eq!(device.security.ca, Some(file("ca.pem")));
         assert_eq!(device.security.identity, Some((file("door-1.pem"), file("door-1.key"))));
+        let key = ModelKey::from_bytes(core::array::from_fn(|place| place as u8));
+        assert_eq!(device.updates, Some(Updates { state: "/var/lib/glimpse".into(), key }));
         let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(keys, KEYS);
     }
@@ -560,7 +615,7 @@ mod tests {
                 "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, \
                  or mqtts://HOST:PORT for TLS",
                 "line 5: thing: unknown key: the keys are device, server, camera, bundle, model, codebook, codec, \
-                 top_k, timeout, password_file, ca, certificate, key",
+                 top_k, timeout, password_file, ca, certificate, key, state, model_key",
                 "line 6: camera: expected folder:DIR, a folder whose photos are taken in the order of their names",
                 "line 7: top_k: expected a whole number from 1 to 100",
                 "line 8: codec: expected text in quotation marks",
@@ -608,6 +663,31 @@ mod tests {
             check_problems(&format!("{head}{more}"), &[expected]);
         }
         read(&format!("{plain}password_file = 'p'")).unwrap();
+    }
+
+    #[test]
+    fn networks_from_the_server_need_a_folder_and_a_key() {
+        let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
+        for (more, expected) in [
+            (
+                "state = 's'",
+                "line 4: state: is where networks from the server are kept, and needs the key that signs them: write \
+                 model_key = \"..\", as `glimpse-gallery models key` prints it",
+            ),
+            (
+                &format!("model_key = '{}'", "0f".repeat(32)),
+                "line 4: model_key: lets the server give this device networks, and needs a folder to keep them in: write \
+                 state = \"DIR\"",
+            ),
+            (
+                &format!("state = 's'\nmodel_key = '{}'", "00".repeat(32)),
+                "line 5: model_key: anybody can sign for this key: take the one that `glimpse-gallery models key` prints",
+            ),
+            ("model_key = 'secret'", "line 4: model_key: expected 64 hexadecimal digits"),
+            ("state = 's'\nmodel_key = '00'", "line 5: model_key: expected 64 hexadecimal digits"),
+        ] {
+            check_problems(&format!("{head}{more}"), &[expected]);
+        }
     }
 
     #[test]

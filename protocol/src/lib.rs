@@ -1,11 +1,12 @@
-//! What Glimpse's devices and servers say to each other: nothing here does I/O or allocates.
+//! What Glimpse's devices and servers say to each other: nothing here does I/O, and little allocates.
 //!
 //! In reading order:
 //!
-//! - [`ids`]: the newtypes at every boundary: [`SpaceId`], [`QueryId`], [`DeviceId`].
+//! - [`ids`]: the newtypes at every boundary: [`SpaceId`], [`QueryId`], [`DeviceId`], [`ModelId`].
 //! - [`topics`]: the MQTT topics of DESIGN section 5, built and parsed in one place.
 //! - [`codec`]: an embedding as bytes ([`Codec`]): `f32`, `f16`, `i8`, and `pq` codes.
 //! - [`message`]: [`Query`], [`Reply`], [`ErrorReply`], [`DeviceStatus`], [`GalleryStatus`].
+//! - `model`, behind the feature `models` (which allocates): how a new query network reaches devices.
 //! - `device`, behind the feature `device-config` (which brings `std`): the schema of `device.toml`.
 //!
 //! The same serde types give compact CBOR (integer keys, byte strings) and friendly JSON (names, hex, number
@@ -23,6 +24,8 @@
 //! ```
 #![no_std]
 
+#[cfg(feature = "models")]
+extern crate alloc;
 #[cfg(any(test, feature = "device-config"))]
 extern crate std;
 
@@ -31,12 +34,15 @@ pub mod codec;
 pub mod device;
 pub mod ids;
 pub mod message;
+#[cfg(feature = "models")]
+pub mod model;
 pub mod topics;
 
 pub use codec::{Codec, CodecError, Embedding};
-pub use ids::{DeviceId, IdError, QueryId, SpaceId};
+pub use ids::{DeviceId, IdError, ModelId, ModelKey, QueryId, SpaceId};
 pub use message::{
     DeviceStatus, ErrorBody, ErrorCode, ErrorReply, FilterOf, GalleryStatus, Header, Match, Query, Reply,
+    Update, UpdateState,
 };
 pub use topics::{DeviceTopic, Topic};
 

@@ -11,15 +11,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::Payload;
 use crate::{
-    Codec, EMBEDDING_BYTES_MAX, Embedding, IMAGE_ID_BYTES_MAX, LABEL_BYTES_MAX, QueryId, SpaceId, TOP_K_MAX,
-    VERSION,
+    Codec, EMBEDDING_BYTES_MAX, Embedding, IMAGE_ID_BYTES_MAX, LABEL_BYTES_MAX, ModelId, QueryId, SpaceId,
+    TOP_K_MAX, VERSION,
 };
 
 /// The number and the name of each field of a message.
-type Fields = &'static [(u8, &'static str)];
+pub(crate) type Fields = &'static [(u8, &'static str)];
 
 /// A field's key, from text or from a number, read as its number. `None` is an unknown key.
-struct Key(Fields);
+pub(crate) struct Key(pub(crate) Fields);
 
 impl<'de> DeserializeSeed<'de> for Key {
     type Value = Option<u8>;
@@ -104,6 +104,8 @@ macro_rules! keyed_map {
     (@take $field:ident, $optional:ident) => { $field.unwrap_or_default() };
     (@take $field:ident) => { $field.ok_or_else(|| de::Error::missing_field(stringify!($field)))? };
 }
+#[cfg(feature = "models")]
+pub(crate) use keyed_map;
 
 /// What every message begins with, whatever else it holds and whatever its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -360,19 +362,20 @@ keyed_map!(ErrorBody { 0 code, 1 message, 2 retry_after_ms ? absent });
 impl ErrorBody {
     /// Cuts `message` to what fits, at a character's edge.
     pub fn new(code: ErrorCode, message: &str) -> Self {
-        let mut text = String::new();
-        for c in message.chars() {
-            if text.push(c).is_err() {
-                break;
-            }
-        }
-        Self { code, message: text, retry_after_ms: None }
+        Self { code, message: cut(message), retry_after_ms: None }
     }
 
     /// The same, with a time to wait.
     pub fn retry_after(self, retry_after_ms: u32) -> Self {
         Self { retry_after_ms: Some(retry_after_ms), ..self }
     }
+}
+
+fn cut<const BYTES: usize>(text: &str) -> String<BYTES> {
+    let mut short = String::new();
+    // `push` fails when there is no room: what is left is cut off.
+    let _ = text.chars().try_for_each(|c| short.push(c));
+    short
 }
 
 /// The answer to a query that cannot be answered. Its `error` has a number of its own, so that no reader takes one
@@ -400,9 +403,73 @@ pub struct DeviceStatus {
     pub space: SpaceId,
     /// Queries waiting in its outbox.
     pub outbox: u32,
+    /// Its query network, where it tells.
+    pub model: Option<ModelId>,
+    /// What it says of networks that it was offered; `None`: it takes none.
+    pub update: Option<Update>,
 }
 
-keyed_map!(DeviceStatus { 0 online, 1 version, 2 space, 3 outbox });
+keyed_map!(DeviceStatus { 0 online, 1 version, 2 space, 3 outbox, 4 model ? absent, 5 update ? absent });
+
+/// What a device says of the query networks that it was offered: part of its status. Its presence says that the
+/// device takes networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Update {
+    /// Serial number of the last manifest that it took up; 0: none yet.
+    pub serial: u64,
+    /// What became of it.
+    pub state: UpdateState,
+    /// How much of the network it has, 0 to 100.
+    pub percent: u8,
+    /// Why it failed, for people.
+    pub reason: String<160>,
+}
+
+keyed_map!(Update { 0 serial, 1 state, 2 percent, 3 reason });
+
+impl Update {
+    /// A failure; `reason` is cut to what fits, at a character's edge.
+    pub fn failed(serial: u64, reason: &str) -> Self {
+        Self { serial, state: UpdateState::Failed, percent: 0, reason: cut(reason) }
+    }
+}
+
+/// What a device does with a network that it was offered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateState {
+    /// Nothing: it runs the network that its status names.
+    #[default]
+    Settled,
+    /// It fetches the network's chunks.
+    Receiving,
+    /// It runs the network, and goes back to the one before where that does not work.
+    Trial,
+    /// It does not take the network, or went back.
+    Failed,
+    /// A state of a newer device.
+    #[serde(other)]
+    Other,
+}
+
+impl UpdateState {
+    /// Its word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Receiving => "receiving",
+            Self::Trial => "trial",
+            Self::Failed => "failed",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl fmt::Display for UpdateState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
 
 /// What a server says of its gallery: retained, and its last will with `online` false.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -466,12 +533,17 @@ mod tests {
             error: ErrorBody::new(ErrorCode::WrongSpace, "this is space 0909"),
         });
         let space = SpaceId::from_bytes([9; 16]);
-        check_both_ways(&DeviceStatus {
+        let status = DeviceStatus {
             online: true,
             version: "0.1.0".try_into().unwrap(),
             space,
             outbox: 3,
-        });
+            model: None,
+            update: None,
+        };
+        check_both_ways(&status);
+        let (model, update) = (Some(ModelId::from_bytes([8; 32])), Some(Update::failed(7, "no room")));
+        check_both_ways(&DeviceStatus { model, update, ..status });
         check_both_ways(&GalleryStatus { online: false, space, size: 350, generation: 7 });
     }
 
@@ -567,6 +639,7 @@ mod tests {
     fn error_messages_are_cut_at_a_character() {
         let body = ErrorBody::new(ErrorCode::Malformed, &"\u{e9}".repeat(300));
         assert_eq!(body.message.len(), 256);
+        assert_eq!(Update::failed(1, &"\u{e9}".repeat(100)).reason.len(), 160);
     }
 
     #[test]

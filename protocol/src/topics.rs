@@ -1,4 +1,4 @@
-//! MQTT topics: `glimpse/v1/devices/{device}/{query|reply|status|model}` and `glimpse/v1/gallery/status`.
+//! MQTT topics: `glimpse/v1/devices/{device}/{query|reply|status|model|fetch}` and `glimpse/v1/gallery/status`.
 
 use core::fmt::Write as _;
 
@@ -18,6 +18,9 @@ pub const SHARED_QUERIES: &str = "$share/gallery/glimpse/v1/devices/+/query";
 /// What a server subscribes to besides: what the devices say of themselves.
 pub const STATUSES: &str = "glimpse/v1/devices/+/status";
 
+/// And the chunks of query networks that devices want, shared as the queries are: any server has them all.
+pub const SHARED_FETCHES: &str = "$share/gallery/glimpse/v1/devices/+/fetch";
+
 const DEVICES: &str = "glimpse/v1/devices/";
 
 /// The topics of one device.
@@ -29,12 +32,14 @@ pub enum DeviceTopic {
     Reply,
     /// Retained by the device, and its last will.
     Status,
-    /// Server to device: model updates.
+    /// Server to device: a new query network is offered, and comes in chunks.
     Model,
+    /// Device to server: which chunks of it the device wants.
+    Fetch,
 }
 
 impl DeviceTopic {
-    const ALL: [Self; 4] = [Self::Query, Self::Reply, Self::Status, Self::Model];
+    const ALL: [Self; 5] = [Self::Query, Self::Reply, Self::Status, Self::Model, Self::Fetch];
 
     const fn name(self) -> &'static str {
         match self {
@@ -42,6 +47,7 @@ impl DeviceTopic {
             Self::Reply => "reply",
             Self::Status => "status",
             Self::Model => "model",
+            Self::Fetch => "fetch",
         }
     }
 

@@ -187,6 +187,13 @@ fn table(device: &Device) -> String {
         ("top_k", device.top_k.to_string()),
         ("timeout", format!("{} s", device.timeout.as_secs_f64())),
         ("login", login(device)),
+        (
+            "state",
+            device.updates.as_ref().map_or_else(
+                || "none: no network is taken from the server".to_owned(),
+                |updates| updates.state.display().to_string(),
+            ),
+        ),
     ];
     rows.map(|(key, value)| format!("  {key:<9} {}\n", shown(&value))).concat()
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use glimpse_protocol::device::{self, CameraSource, RawDevice, ServerAddress};
-use glimpse_protocol::{Codec, DeviceId};
+use glimpse_protocol::device::{self, CameraSource, RawDevice, ServerAddress, Updates};
+use glimpse_protocol::{Codec, DeviceId, ModelKey};
 
 use crate::output::{say, shown};
 use crate::template::{Settings, device_toml};
@@ -59,6 +59,12 @@ pub struct InitArgs {
     /// The private key of the device's certificate (PEM)
     #[arg(long, value_name = "PEM", requires = "certificate")]
     pub key: Option<PathBuf>,
+    /// Folder on the device for query networks that the server gives it
+    #[arg(long, value_name = "DIR", requires = "model_key")]
+    pub state: Option<PathBuf>,
+    /// The key that signs those networks, as `glimpse-gallery models key` prints it
+    #[arg(long, value_name = "HEX", requires = "state")]
+    pub model_key: Option<ModelKey>,
     /// Replaces a file that is there
     #[arg(long)]
     pub force: bool,
@@ -79,6 +85,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
     raw.certificate.clone_from(&args.certificate);
     raw.key.clone_from(&args.key);
     let security = raw.security(&args.server).map_err(anyhow::Error::msg)?;
+    let updates = args.state.clone().zip(args.model_key).map(|(state, key)| Updates { state, key });
     let settings = Settings {
         device: args.device.as_ref(),
         server: &args.server,
@@ -90,6 +97,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         top_k: args.top_k,
         timeout: args.timeout,
         security: &security,
+        updates: updates.as_ref(),
     };
     let text = device_toml(&settings)?;
     write_whole(&args.file, &text, args.force)?;
