@@ -37,6 +37,26 @@ impl Embedder {
     /// [`ModelError`] with the path: unreadable, no ONNX file, without our metadata, or with an output that is not
     /// `[N, dimension]`.
     pub fn load(path: &Path) -> Result<Self, ModelError> {
+        Self::load_by(path, Network::build)
+    }
+
+    /// The same in ONNX Runtime, where that [was loaded](crate::onnxruntime::load), and else in tract.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    #[cfg(feature = "onnxruntime")]
+    pub fn load_preferred(path: &Path) -> Result<Self, ModelError> {
+        if crate::onnxruntime::is_loaded() {
+            Self::load_by(path, |file, width, height| Network::load_in_onnxruntime(&file.path, width, height))
+        } else {
+            Self::load(path)
+        }
+    }
+
+    fn load_by(
+        path: &Path,
+        build: impl FnOnce(&ModelFile, u32, u32) -> Result<Network, ModelError>,
+    ) -> Result<Self, ModelError> {
         let file = ModelFile::read(path)?;
         let metadata = file.metadata()?;
         let not_embedding = |reason| ModelError::Metadata { path: path.to_owned(), reason };
@@ -45,7 +65,7 @@ impl Embedder {
                 "its role is `features`, and embeddings come from a query or gallery model".to_owned(),
             )
         })?;
-        let network = Network::build(&file, metadata.preprocessing.width, metadata.preprocessing.height)?;
+        let network = build(&file, metadata.preprocessing.width, metadata.preprocessing.height)?;
         if network.output_shape() != [1, metadata.dimension] {
             let (shape, dimension) = (network.output_shape(), metadata.dimension);
             return Err(not_embedding(format!("its output is {shape:?}, not [1, {dimension}]")));

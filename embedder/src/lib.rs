@@ -7,7 +7,9 @@
 //! - [`metadata`]: what an ONNX file of ours says about itself ([`ModelMetadata`]), and the [`space_id`].
 //! - [`network`]: an ONNX network in tract ([`Network`]).
 //! - [`embed`]: both together ([`Embedder`]).
+//! - [`self_test`]: whether a network works here as it did where it was made.
 //! - [`space`]: the folder that holds a space ([`SpaceBundle`]).
+//! - `onnxruntime`, behind the feature of that name: another engine than tract, where somebody has it.
 //! - `matrix`, behind the feature of that name: features in `.npy` and safetensors files.
 //!
 //! ```no_run
@@ -25,14 +27,18 @@ pub mod embed;
 pub mod matrix;
 pub mod metadata;
 pub mod network;
+#[cfg(feature = "onnxruntime")]
+pub mod onnxruntime;
 pub mod photo;
 pub mod preprocess;
+pub mod self_test;
 pub mod space;
 
 pub use embed::{EmbedError, Embedder};
 pub use image::RgbImage;
-pub use metadata::{ModelError, ModelMetadata, Role, space_id};
+pub use metadata::{ModelError, ModelMetadata, Role, read_metadata, space_id};
 pub use network::Network;
 pub use photo::{PhotoError, decode_photo, read_photo};
 pub use preprocess::Preprocessing;
+pub use self_test::{SelfTestError, test_photo};
 pub use space::{QuantizerShape, SpaceBundle, SpaceError};

@@ -135,6 +135,14 @@ impl ModelMetadata {
     }
 }
 
+/// What an ONNX file says of itself, without making a network of it.
+///
+/// # Errors
+/// A file that cannot be read, or is none of ours.
+pub fn read_metadata(path: &Path) -> Result<ModelMetadata, ModelError> {
+    ModelFile::read(path)?.metadata()
+}
+
 /// An ONNX file, decoded but not yet built.
 pub(crate) struct ModelFile {
     pub(crate) path: PathBuf,

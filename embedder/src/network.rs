@@ -12,9 +12,15 @@ use crate::metadata::{ModelError, ModelFile};
 ///
 /// Threads share one network by reference; each run has its own state.
 pub struct Network {
-    plan: Arc<TypedRunnableModel>,
+    engine: Engine,
     input_shape: [usize; 4],
     output_shape: Vec<usize>,
+}
+
+enum Engine {
+    Tract(Arc<TypedRunnableModel>),
+    #[cfg(feature = "onnxruntime")]
+    OnnxRuntime(crate::onnxruntime::Sessions),
 }
 
 impl Network {
@@ -34,7 +40,24 @@ impl Network {
         let (plan, output_shape) = catch_unwind(AssertUnwindSafe(|| optimise(file, input_shape)))
             .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
             .map_err(|error| unusable(format!("{error:#}")))?;
-        Ok(Self { plan, input_shape, output_shape })
+        Ok(Self { engine: Engine::Tract(plan), input_shape, output_shape })
+    }
+
+    /// As [`load`](Self::load), in ONNX Runtime, which must have been [loaded](crate::onnxruntime::load). Dimensions of the output
+    /// are found out by running it once.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    #[cfg(feature = "onnxruntime")]
+    pub fn load_in_onnxruntime(path: &Path, width: u32, height: u32) -> Result<Self, ModelError> {
+        let input_shape = [1, 3, height as usize, width as usize];
+        let bytes = std::fs::read(path);
+        let bytes = bytes.map_err(|source| ModelError::Read { path: path.to_owned(), source })?;
+        let unusable = |reason| ModelError::Unusable { path: path.to_owned(), reason };
+        let sessions = crate::onnxruntime::Sessions::new(bytes).map_err(unusable)?;
+        let nothing = vec![0.0; input_shape.iter().product()];
+        let (output_shape, _) = sessions.run(input_shape, &nothing).map_err(unusable)?;
+        Ok(Self { engine: Engine::OnnxRuntime(sessions), input_shape, output_shape })
     }
 
     /// Shape of the input: `[1, 3, height, width]`.
@@ -53,13 +76,22 @@ impl Network {
     /// # Errors
     /// A sentence where the tensor has another length, or the engine fails.
     pub fn run(&self, tensor: &[f32]) -> Result<Vec<f32>, String> {
-        let run = || -> TractResult<Vec<f32>> {
-            let input = Tensor::from_shape(&self.input_shape, tensor)?;
-            let outputs = self.plan.run(tvec!(input.into()))?;
-            let output = outputs.first().ok_or_else(|| TractError::msg("no output"))?;
-            Ok(output.to_plain_array_view::<f32>()?.iter().copied().collect())
-        };
-        run().map_err(|error| format!("{error:#}"))
+        match &self.engine {
+            Engine::Tract(plan) => {
+                let run = || -> TractResult<Vec<f32>> {
+                    let input = Tensor::from_shape(&self.input_shape, tensor)?;
+                    let outputs = plan.run(tvec!(input.into()))?;
+                    let output = outputs.first().ok_or_else(|| TractError::msg("no output"))?;
+                    Ok(output.to_plain_array_view::<f32>()?.iter().copied().collect())
+                };
+                run().map_err(|error| format!("{error:#}"))
+            }
+            #[cfg(feature = "onnxruntime")]
+            Engine::OnnxRuntime(sessions) => {
+                let (shape, output) = sessions.run(self.input_shape, tensor)?;
+                if shape == self.output_shape { Ok(output) } else { Err(format!("its output is {shape:?}")) }
+            }
+        }
     }
 }
 
