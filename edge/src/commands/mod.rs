@@ -6,12 +6,12 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use glimpse_protocol::device::{self, CameraSource, Device, RawDevice, ServerAddress};
-use glimpse_protocol::{Codec, DeviceId, GalleryStatus, SpaceId};
+use glimpse_protocol::{Codec, DeviceId, GalleryStatus, ModelKey, SpaceId};
 
 use crate::client::GiveUp;
 use crate::linux::model::ModelFiles;
 use crate::linux::mqtt::{Answer, UplinkError};
-use crate::linux::output::Failure;
+use crate::linux::output::{Failure, chain};
 
 pub mod embed;
 pub mod query;
@@ -78,6 +78,17 @@ pub struct QueryFlags {
     pub timeout: Option<Duration>,
     #[command(flatten)]
     credentials: CredentialFlags,
+}
+
+/// How the device takes new query networks from its server.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpdateFlags {
+    /// Folder for networks that the server gives this device [default: it takes none]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// The key that signs them, as `glimpse-gallery models key` prints it
+    #[arg(long, value_name = "HEX")]
+    pub model_key: Option<ModelKey>,
 }
 
 /// How the device proves itself to the server; secrets are in files, never on the command line.
@@ -202,20 +213,6 @@ impl Server {
             )),
         }
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{ArgGroup, Args};
 use glimpse_embedder::read_photo;
 use glimpse_protocol::device::{Device, PORT_DEFAULT, ServerAddress};
-use glimpse_protocol::{DeviceId, Query, QueryId};
+use glimpse_protocol::{DeviceId, ModelId, Query, QueryId};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, chain};
@@ -16,8 +16,9 @@ use crate::client::{GiveUp, Patience};
 use crate::linux::credentials::Credentials;
 use crate::linux::host::{self, Stop, SystemClock};
 use crate::linux::model::{Encoder, ModelFiles, QueryModel};
-use crate::linux::mqtt::{self, Connection, MqttUplink};
+use crate::linux::mqtt::{self, Connection, MqttUplink, Presence};
 use crate::linux::output::{self, Answered, Failure, Outcome};
+use crate::linux::update::Updating;
 use crate::ports::Embedder as _;
 use crate::session::{Event, EventOf, Session};
 
@@ -119,6 +120,8 @@ pub(super) struct Pending {
     pub(super) photo: String,
     pub(super) embed_time: Duration,
     pub(super) message: Vec<u8>,
+    /// The network that embedded the photo.
+    pub(super) model: ModelId,
 }
 
 impl AsRef<[u8]> for Pending {
@@ -167,7 +170,8 @@ pub(super) fn embed_query(
     let mut query: Query = Query::new(id, model.space(), encoder.encode(&embedding)?, top_k);
     query.taken_at = taken_at;
     let message = mqtt::message(&query)?;
-    Ok((id, Pending { photo: path.to_string_lossy().into_owned(), embed_time, message }))
+    let photo = path.to_string_lossy().into_owned();
+    Ok((id, Pending { photo, embed_time, message, model: model.id() }))
 }
 
 /// A connection over which one query is asked at a time.
@@ -189,8 +193,16 @@ impl Asking {
         credentials: Credentials,
     ) -> anyhow::Result<Self> {
         let (space, expiry) = (server.space, timeout);
-        let connection =
-            Connection { server: address, device, space, expiry, has_status: false, credentials };
+        let connection = Connection {
+            server: address,
+            device,
+            space,
+            expiry,
+            has_status: false,
+            credentials,
+            presence: Presence::default(),
+            updating: Updating::default(),
+        };
         let uplink = MqttUplink::start(connection, host::jitter()?)?;
         let waker = uplink.waker();
         let stop = Stop::on_signals(move || waker.wake())?;

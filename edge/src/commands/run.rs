@@ -14,19 +14,21 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use glimpse_protocol::QueryId;
+use glimpse_embedder::EmbedError;
 use glimpse_protocol::device::{CameraSource, Device, RawDevice};
+use glimpse_protocol::{ErrorCode, QueryId};
 
 use super::query::{Pending, embed_query, not_asked};
-use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, chain, model_files, raw_device};
+use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device};
 use crate::backoff::{Backoff, Jitter};
 use crate::client::Patience;
 use crate::linux::camera::{CameraError, FilePhoto, FolderCamera};
 use crate::linux::credentials::Credentials;
 use crate::linux::host::{self, Stop, SystemClock};
-use crate::linux::model::{Encoder, QueryModel};
-use crate::linux::mqtt::{Connection, MqttUplink, Waker};
+use crate::linux::model::{Encoder, QueryModel, QueryModelError};
+use crate::linux::mqtt::{Answer, Connection, MqttUplink, Presence, Waker};
 use crate::linux::output::{self, Answered, Failure, Outcome};
+use crate::linux::update::{self, Updater, Updating};
 use crate::ports::{Camera, Capture, Embedder as _, Error as _, ErrorKind};
 use crate::session::{Event, EventOf, Session};
 
@@ -61,6 +63,8 @@ pub struct RunArgs {
     model: ModelArgs,
     #[command(flatten)]
     flags: QueryFlags,
+    #[command(flatten)]
+    updates: UpdateFlags,
     /// Ends after the photos that are there at the beginning
     #[arg(long)]
     pub once: bool,
@@ -78,25 +82,38 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let (once, json) = (args.once, args.json);
     let device = configuration(args)?;
     let files = model_files(&device);
-    let model = QueryModel::load(&files)?;
-    let encoder = Encoder::new(device.codec, &files, model.dimension())?;
+    let encoder = Encoder::new(device.codec, &files, files.describe()?.dimension)?;
     let CameraSource::Folder(folder) = &device.camera;
     std::fs::read_dir(folder).with_context(|| format!("cannot list the folder {}", folder.display()))?;
     let camera = FolderCamera::new(folder.clone(), once);
 
     let name = device.name.clone().map_or_else(host::device_name, Ok)?;
+    let credentials = Credentials::load(&device.security)?;
+    // After everything else that can fail: a network on trial is not to blame for that.
+    let (model, updater) = match &device.updates {
+        Some(updates) => update::start(&files, updates).map(|(model, updater)| (model, Some(updater)))?,
+        None => (QueryModel::load(&files)?, None),
+    };
+    let (updating, listening) = Updating::channel();
     let connection = Connection {
         server: device.server.clone(),
         device: name.clone(),
         space: model.space(),
         expiry: device.timeout,
         has_status: true,
-        credentials: Credentials::load(&device.security)?,
+        credentials,
+        presence: updater
+            .as_ref()
+            .map_or_else(|| Presence { model: Some(model.id()), update: None }, Updater::presence),
+        updating: updating.clone(),
     };
     let server = Server::new(device.server.clone(), model.space(), device.timeout);
     tracing::info!(device = %name, server = %device.server, camera = %device.camera, space = %model.space(), "started");
     let uplink = MqttUplink::start(connection, host::jitter()?)?;
     let waker = uplink.waker();
+    if let Some(updater) = updater {
+        updater.spawn(&updating, listening, uplink.link())?;
+    }
     let stop = Stop::on_signals({
         let waker = waker.clone();
         move || waker.wake()
@@ -108,18 +125,25 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let (queries, captured) = sync_channel(HANDED_OVER);
     let jitter = host::jitter()?;
-    let producer =
-        Producer { camera, model, encoder, top_k: device.top_k, queries, waker, stop: stop.clone() };
+    let top_k = device.top_k;
+    let producer = {
+        let (updating, stop) = (updating.clone(), stop.clone());
+        Producer { camera, model, updating, encoder, top_k, queries, waker, stop }
+    };
     thread::Builder::new()
         .name("camera".to_owned())
         .spawn(move || producer.run(jitter))
         .context("cannot start the camera's thread")?;
     let session = Session::new(uplink, SystemClock::start(), patience, host::jitter()?, true);
-    Running { session, server, stop, captured, once, json, ended: false, failures: 0 }.run()
+    Running { session, server, updating, stop, captured, once, json, ended: false, failures: 0 }.run()
 }
 
 fn configuration(args: RunArgs) -> anyhow::Result<Device> {
-    let flags = raw_device(args.model, args.flags, args.camera);
+    let flags = {
+        let mut raw = raw_device(args.model, args.flags, args.camera);
+        (raw.state, raw.model_key) = (args.updates.state, args.updates.model_key);
+        raw
+    };
     let (file, problems) = match &args.config {
         None => (RawDevice::default(), Vec::new()),
         Some(path) => {
@@ -148,6 +172,7 @@ enum Captured {
 struct Producer<C> {
     camera: C,
     model: QueryModel,
+    updating: Updating,
     encoder: Encoder,
     top_k: u16,
     queries: SyncSender<Captured>,
@@ -162,6 +187,10 @@ impl<C: Camera<Photo = FilePhoto, Error = CameraError>> Producer<C> {
             let captured = match self.camera.capture() {
                 Ok(Capture::Photo(photo)) => {
                     backoff.reset();
+                    if let Some(model) = self.updating.next() {
+                        tracing::info!(model = %model.id(), "another query network runs");
+                        self.model = model;
+                    }
                     self.embedded(&photo)
                 }
                 Ok(Capture::NotYet) => {
@@ -192,11 +221,27 @@ impl<C: Camera<Photo = FilePhoto, Error = CameraError>> Producer<C> {
 
     fn embedded(&self, photo: &FilePhoto) -> Captured {
         match embed_query(&photo.path, &photo.image, photo.taken_at, &self.model, &self.encoder, self.top_k) {
-            Ok((id, pending)) => Captured::Query(id, pending),
+            Ok((id, pending)) => {
+                self.updating.embedded(self.model.id());
+                Captured::Query(id, pending)
+            }
             Err(error) => {
-                Captured::Failed(not_asked(&photo.path, Failure::new("not_embedded", chain(&*error))))
+                let reason = chain(&*error);
+                if is_the_networks(&*error) {
+                    self.updating.refused(self.model.id(), &reason);
+                }
+                Captured::Failed(not_asked(&photo.path, Failure::new("not_embedded", reason)))
             }
         }
+    }
+}
+
+/// Whether it is the network that failed. A photo of one colour may have a zero embedding in any network.
+fn is_the_networks(error: &(dyn std::error::Error + 'static)) -> bool {
+    match error.downcast_ref() {
+        Some(QueryModelError::Embed(EmbedError::Network(_))) => true,
+        Some(QueryModelError::Embed(EmbedError::NoDirection { norm })) => !norm.is_finite(),
+        _ => false,
     }
 }
 
@@ -204,12 +249,19 @@ impl<C: Camera<Photo = FilePhoto, Error = CameraError>> Producer<C> {
 struct Running {
     session: Session<MqttUplink, SystemClock, Pending, IN_FLIGHT, OUTBOX>,
     server: Server,
+    updating: Updating,
     stop: Stop,
     captured: Receiver<Captured>,
     once: bool,
     json: bool,
     ended: bool,
     failures: u64,
+}
+
+/// Whether a refusal says that the network is the wrong one, and not the query or the time.
+const fn is_of_the_network(code: ErrorCode) -> bool {
+    use ErrorCode::{NotFinite, WrongDimension, WrongSpace, ZeroNorm};
+    matches!(code, WrongSpace | WrongDimension | NotFinite | ZeroNorm)
 }
 
 /// The waker ends a wait earlier.
@@ -232,6 +284,7 @@ impl Running {
             tracing::warn!("{lost} queries had no reply yet, and are lost");
         }
         let waiting = self.session.waiting();
+        self.updating.stop();
         self.session.into_uplink().close(waiting);
         result?;
         let failed = self.once && (self.failures > 0 || lost > 0);
@@ -299,6 +352,13 @@ impl Running {
             Event::NotSent(error) => tracing::warn!(%error, "a message was not sent"),
             Event::Answered { id, payload, reply, attempts, reply_time } => {
                 let bytes = payload.message.len();
+                match &reply {
+                    Answer::Matches(_) => self.updating.answered(payload.model),
+                    Answer::Refused(error) if is_of_the_network(error.code) => {
+                        self.updating.refused(payload.model, &error.message);
+                    }
+                    Answer::Refused(_) | Answer::Malformed(_) => {}
+                }
                 let result =
                     self.server.answer(reply).map(|reply| Answered { reply, reply_time, attempts, bytes });
                 self.print(&payload.came_to(id, result))?;

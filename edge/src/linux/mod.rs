@@ -3,6 +3,7 @@
 //! - [`camera`]: the photos of a folder.
 //! - [`model`]: the query network, and embeddings as the bytes of a query.
 //! - [`mqtt`]: the uplink; the only place that knows topics, CBOR and rumqttc.
+//! - [`update`]: new query networks from the server.
 //! - [`output`]: answers as tables and JSON lines; [`npy`]: embeddings as a NumPy file.
 //! - [`host`]: the little that comes from the system: name, randomness, signals, time.
 
@@ -13,3 +14,4 @@ pub mod model;
 pub mod mqtt;
 pub mod npy;
 pub mod output;
+pub mod update;

@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use glimpse_embedder::{EmbedError, ModelError, RgbImage, SpaceBundle, SpaceError};
-use glimpse_protocol::{Codec, CodecError, Embedding, SpaceId};
+use glimpse_embedder::{
+    EmbedError, ModelError, RgbImage, SelfTestError, SpaceBundle, SpaceError, read_metadata,
+};
+use glimpse_protocol::{Codec, CodecError, Embedding, ModelId, SpaceId};
 use glimpse_quantizer::Codebook;
 use thiserror::Error;
 
@@ -36,6 +38,15 @@ pub enum QueryModelError {
     /// The bundle cannot be used.
     #[error("cannot use the space bundle")]
     Bundle(#[from] SpaceError),
+    /// The model cannot be read.
+    #[error("cannot read the model {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The model lives in another space than the bundle.
     #[error(
         "{model} lives in the space {found} and the bundle is the space {expected}: take the bundle's own model"
@@ -90,9 +101,58 @@ impl Error for QueryModelError {
     }
 }
 
+impl ModelFiles {
+    /// The query network's file, and the space that it must be of where a bundle says so.
+    fn network(&self) -> Result<(PathBuf, Option<SpaceId>), QueryModelError> {
+        let bundle = self.bundle.as_deref().map(SpaceBundle::load).transpose()?;
+        let path = match (&self.model, &bundle) {
+            (Some(model), _) => model.clone(),
+            (None, Some(bundle)) => bundle.query_model(),
+            (None, None) => return Err(QueryModelError::NoModel),
+        };
+        Ok((path, bundle.map(|bundle| bundle.space)))
+    }
+
+    /// What the query network is, without loading it.
+    ///
+    /// # Errors
+    /// As [`QueryModel::load`], as far as the file tells.
+    pub fn describe(&self) -> Result<Described, QueryModelError> {
+        let (path, expected) = self.network()?;
+        let metadata = read_metadata(&path)?;
+        // A network without a space is refused when it is loaded.
+        let space = metadata.space.or(expected).unwrap_or(SpaceId::from_bytes([0; 16]));
+        check_space(&path, space, expected)?;
+        let id = model_id(&path);
+        let id = id.map_err(|source| QueryModelError::Read { path: path.clone(), source })?;
+        Ok(Described { id, space, dimension: metadata.dimension })
+    }
+}
+
+fn check_space(path: &Path, found: SpaceId, expected: Option<SpaceId>) -> Result<(), QueryModelError> {
+    match expected {
+        Some(expected) if expected != found => {
+            Err(QueryModelError::OtherSpace { model: path.to_owned(), found, expected })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a query network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Described {
+    /// Its file.
+    pub id: ModelId,
+    /// The space of its embeddings.
+    pub space: SpaceId,
+    /// Their dimension.
+    pub dimension: usize,
+}
+
 /// The query network in tract.
 pub struct QueryModel {
     embedder: glimpse_embedder::Embedder,
+    id: ModelId,
 }
 
 impl QueryModel {
@@ -101,21 +161,34 @@ impl QueryModel {
     /// # Errors
     /// No model named, an unusable one, or one of another space than the bundle named beside it.
     pub fn load(files: &ModelFiles) -> Result<Self, QueryModelError> {
-        let bundle = files.bundle.as_deref().map(SpaceBundle::load).transpose()?;
-        let path = match (&files.model, &bundle) {
-            (Some(model), _) => model.clone(),
-            (None, Some(bundle)) => bundle.query_model(),
-            (None, None) => return Err(QueryModelError::NoModel),
-        };
-        let embedder = glimpse_embedder::Embedder::load(&path)?;
-        match bundle {
-            Some(bundle) if bundle.space != embedder.space() => Err(QueryModelError::OtherSpace {
-                model: path,
-                found: embedder.space(),
-                expected: bundle.space,
-            }),
-            _ => Ok(Self { embedder }),
-        }
+        let (path, space) = files.network()?;
+        let model = Self::load_file(&path)?;
+        check_space(&path, model.embedder.space(), space)?;
+        Ok(model)
+    }
+
+    /// Loads this network.
+    ///
+    /// # Errors
+    /// One that cannot be used.
+    pub fn load_file(path: &Path) -> Result<Self, QueryModelError> {
+        let embedder = glimpse_embedder::Embedder::load(path)?;
+        let id = model_id(path);
+        let id = id.map_err(|source| QueryModelError::Read { path: path.to_owned(), source })?;
+        Ok(Self { embedder, id })
+    }
+
+    /// Which network it is.
+    pub const fn id(&self) -> ModelId {
+        self.id
+    }
+
+    /// Compares its embeddings of the test photos with what they should be, `[photos, dimension]`.
+    ///
+    /// # Errors
+    /// [`SelfTestError`].
+    pub fn self_test(&self, expected: &[f32]) -> Result<(), SelfTestError> {
+        self.embedder.self_test(expected)
     }
 
     /// The unit embedding of a photo, `[dimension]`.
@@ -200,6 +273,16 @@ impl Encoder {
         codebook.encode(embedding, &mut code).map_err(|error| failed(error.to_string()))?;
         Embedding::from_codes(&code).map_err(|error| failed(error.to_string()))
     }
+}
+
+/// The BLAKE3 hash of a network's file.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn model_id(path: &Path) -> std::io::Result<ModelId> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok(ModelId::from_bytes(*hasher.finalize().as_bytes()))
 }
 
 fn read_codebook(path: &Path) -> Result<Codebook, QueryModelError> {

@@ -8,17 +8,18 @@
 //! again under the same id anyway.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use glimpse_protocol::device::ServerAddress;
+use glimpse_protocol::model::Fetch;
 use glimpse_protocol::topics::GALLERY_STATUS;
 use glimpse_protocol::{
     DeviceId, DeviceStatus, DeviceTopic, ErrorBody, ErrorCode, GalleryStatus, Header, MESSAGE_BYTES_MAX,
-    Query, QueryId, Reply, SpaceId, Topic, VERSION,
+    ModelId, Query, QueryId, Reply, SpaceId, Topic, Update, VERSION,
 };
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, DisconnectReasonCode, Event, EventLoop,
@@ -32,6 +33,7 @@ use thiserror::Error;
 
 use crate::backoff::{Backoff, Jitter};
 use crate::linux::credentials::Credentials;
+use crate::linux::update::Updating;
 use crate::ports::{Error, ErrorKind, Received, Uplink};
 
 const CONTENT_TYPE: &str = "application/cbor";
@@ -205,6 +207,19 @@ pub struct Connection {
     pub has_status: bool,
     /// How it proves itself.
     pub credentials: Credentials,
+    /// What it says of its networks, until it says otherwise.
+    pub presence: Presence,
+    /// Who hears of networks from the server, where `presence` says that the device takes some.
+    pub updating: Updating,
+}
+
+/// What a device says of its query networks in its status.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Presence {
+    /// The one that runs.
+    pub model: Option<ModelId>,
+    /// What became of those that the server offered; `None`: the device takes none.
+    pub update: Option<Update>,
 }
 
 /// What goes through the channel to the session.
@@ -228,9 +243,9 @@ impl Waker {
 pub struct MqttUplink {
     connection: Connection,
     query_topic: Topic,
-    status_topic: Topic,
     query_properties: PublishProperties,
     client: AsyncClient,
+    link: Link,
     incoming: Receiver<Signal>,
     waker: Waker,
     state: Arc<Shared>,
@@ -241,6 +256,76 @@ pub struct MqttUplink {
 struct Shared {
     connected: AtomicBool,
     closing: AtomicBool,
+    /// Queries that wait, as the session said last.
+    outbox: AtomicUsize,
+    presence: Mutex<Presence>,
+    /// Whether the broker refuses the topic that networks come on.
+    no_networks: AtomicBool,
+}
+
+impl Shared {
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The way to the server for whoever has no queries to send.
+#[derive(Clone)]
+pub struct Link {
+    client: AsyncClient,
+    space: SpaceId,
+    status_topic: Topic,
+    fetch_topic: Topic,
+    state: Arc<Shared>,
+}
+
+impl Link {
+    /// Asks for chunks of a network. Nobody repeats it but who asks.
+    ///
+    /// # Errors
+    /// [`UplinkError::Full`], also while there is no connection.
+    pub fn fetch(&self, fetch: &Fetch) -> Result<(), UplinkError> {
+        if !self.state.connected.load(Ordering::Relaxed) {
+            return Err(UplinkError::Full);
+        }
+        let options = PublishOptions::new(QoS::AtMostOnce).properties(cbor_properties());
+        self.client
+            .try_publish(self.fetch_topic.as_str(), cbor(fetch)?, options)
+            .map_err(|_| UplinkError::Full)
+    }
+
+    /// Says something else of the device's networks than before: now, and with every status.
+    ///
+    /// # Errors
+    /// [`UplinkError::Full`].
+    pub fn tell(&self, presence: Presence) -> Result<(), UplinkError> {
+        *self.state.presence() = presence;
+        if self.state.connected.load(Ordering::Relaxed) { self.publish_status(true) } else { Ok(()) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn to_nowhere() -> Self {
+        let (client, _) =
+            AsyncClient::builder(MqttOptions::new("nobody", ("127.0.0.1", 1))).capacity(1).build();
+        let (status_topic, fetch_topic) = (Topic::new(), Topic::new());
+        Self { client, space: SpaceId::from_bytes([0; 16]), status_topic, fetch_topic, state: Arc::default() }
+    }
+
+    fn publish_status(&self, online: bool) -> Result<(), UplinkError> {
+        // Held until the message has its place in the queue: a later state must not be overtaken by an earlier one, nor
+        // the goodbye by any.
+        let presence = self.state.presence();
+        if online && self.state.closing.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let payload = cbor(&status(self.space, &self.state, &presence, online))?;
+        let options = PublishOptions::new(QoS::AtLeastOnce).retained().properties(cbor_properties());
+        self.client.try_publish(self.status_topic.as_str(), payload, options).map_err(|_| UplinkError::Full)
+    }
+}
+
+fn cbor_properties() -> PublishProperties {
+    PublishProperties { content_type: Some(CONTENT_TYPE.to_owned()), ..PublishProperties::default() }
 }
 
 impl MqttUplink {
@@ -253,13 +338,23 @@ impl MqttUplink {
         if connection.credentials.has_naked_password() && !is_this_machine(connection.server.host()) {
             tracing::warn!(server = %connection.server, "the password crosses the network in the clear: use mqtts:// and ca");
         }
-        let (client, events) =
-            AsyncClient::builder(options(&connection, &status_topic)?).capacity(CHANNEL_PACKETS).build();
+        let state =
+            Arc::new(Shared { presence: Mutex::new(connection.presence.clone()), ..Shared::default() });
+        let options = options(&connection, &status_topic, &state)?;
+        let (client, events) = AsyncClient::builder(options).capacity(CHANNEL_PACKETS).build();
         let (waker, incoming) = sync_channel(CHANNEL_PACKETS);
-        let state = Arc::new(Shared::default());
+        let link = Link {
+            client: client.clone(),
+            space: connection.space,
+            status_topic,
+            fetch_topic: DeviceTopic::Fetch.of(&connection.device),
+            state: Arc::clone(&state),
+        };
         let pump = Pump {
             connection: connection.clone(),
             reply_topic: DeviceTopic::Reply.of(&connection.device),
+            model_topic: DeviceTopic::Model.of(&connection.device),
+            status_topic: DeviceTopic::Status.of(&connection.device),
             client: client.clone(),
             session: waker.clone(),
             state: Arc::clone(&state),
@@ -276,15 +371,14 @@ impl MqttUplink {
         let query_properties = PublishProperties {
             message_expiry_interval: Some(connection.expiry.as_secs().clamp(1, u64::from(u32::MAX)) as u32),
             response_topic: Some(DeviceTopic::Reply.of(&connection.device).as_str().to_owned()),
-            content_type: Some(CONTENT_TYPE.to_owned()),
-            ..PublishProperties::default()
+            ..cbor_properties()
         };
         Ok(Self {
             query_topic: DeviceTopic::Query.of(&connection.device),
             connection,
-            status_topic,
             query_properties,
             client,
+            link,
             incoming,
             waker: Waker(waker),
             state,
@@ -297,6 +391,11 @@ impl MqttUplink {
         self.waker.clone()
     }
 
+    /// The way to the server for whoever has no queries to send.
+    pub fn link(&self) -> Link {
+        self.link.clone()
+    }
+
     /// Leaves: says so in the status, then disconnects, so that the last will is not sent. Takes
     /// two seconds at most.
     pub fn close(self, outbox: usize) {
@@ -304,8 +403,9 @@ impl MqttUplink {
         if !self.state.connected.load(Ordering::Relaxed) {
             return;
         }
+        self.state.outbox.store(outbox, Ordering::Relaxed);
         if self.connection.has_status
-            && let Err(error) = self.publish_status(false, outbox)
+            && let Err(error) = self.link.publish_status(false)
         {
             tracing::warn!(%error, "the status still says online");
         }
@@ -317,14 +417,6 @@ impl MqttUplink {
         while !self.thread.is_finished() && std::time::Instant::now() < give_up {
             let _ = self.incoming.recv_timeout(Duration::from_millis(5));
         }
-    }
-
-    fn publish_status(&self, online: bool, outbox: usize) -> Result<(), UplinkError> {
-        let payload = cbor(&status(&self.connection, online, outbox))?;
-        let properties =
-            PublishProperties { content_type: Some(CONTENT_TYPE.to_owned()), ..PublishProperties::default() };
-        let options = PublishOptions::new(QoS::AtLeastOnce).retained().properties(properties);
-        self.client.try_publish(self.status_topic.as_str(), payload, options).map_err(|_| UplinkError::Full)
     }
 }
 
@@ -344,7 +436,8 @@ impl Uplink for MqttUplink {
     }
 
     fn announce(&mut self, outbox: usize) -> Result<(), UplinkError> {
-        self.publish_status(true, outbox)
+        self.state.outbox.store(outbox, Ordering::Relaxed);
+        self.link.publish_status(true)
     }
 
     fn receive(&mut self, wait: Duration) -> Result<Option<Received<Answer, UplinkError>>, UplinkError> {
@@ -357,7 +450,11 @@ impl Uplink for MqttUplink {
     }
 }
 
-fn options(connection: &Connection, status_topic: &Topic) -> Result<MqttOptions, UplinkError> {
+fn options(
+    connection: &Connection,
+    status_topic: &Topic,
+    state: &Shared,
+) -> Result<MqttOptions, UplinkError> {
     let server = &connection.server;
     let mut options = MqttOptions::new(connection.device.as_str(), (server.host(), server.port()));
     let mut network = NetworkOptions::new();
@@ -378,23 +475,7 @@ fn options(connection: &Connection, status_topic: &Topic) -> Result<MqttOptions,
         options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(tls))));
     }
     if connection.has_status {
-        let properties = LastWillProperties {
-            delay_interval: None,
-            payload_format_indicator: None,
-            message_expiry_interval: None,
-            content_type: Some(CONTENT_TYPE.to_owned()),
-            response_topic: None,
-            correlation_data: None,
-            user_properties: Vec::new(),
-        };
-        let payload = cbor(&status(connection, false, 0))?;
-        options.set_last_will(LastWill::new(
-            status_topic.as_str(),
-            payload,
-            QoS::AtLeastOnce,
-            true,
-            Some(properties),
-        ));
+        options.set_last_will(last_will(connection.space, status_topic, state)?);
     }
     Ok(options)
 }
@@ -404,19 +485,39 @@ fn is_this_machine(host: &str) -> bool {
         || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-fn status(connection: &Connection, online: bool, outbox: usize) -> DeviceStatus {
+fn status(space: SpaceId, state: &Shared, presence: &Presence, online: bool) -> DeviceStatus {
+    let takes_networks = !state.no_networks.load(Ordering::Relaxed);
     DeviceStatus {
         online,
         version: env!("CARGO_PKG_VERSION").try_into().unwrap_or_default(),
-        space: connection.space,
-        outbox: u32::try_from(outbox).unwrap_or(u32::MAX),
+        space,
+        outbox: u32::try_from(state.outbox.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
+        model: presence.model,
+        update: presence.update.clone().filter(|_| takes_networks),
     }
+}
+
+/// What the broker says of a device that is gone.
+fn last_will(space: SpaceId, status_topic: &Topic, state: &Shared) -> Result<LastWill, UplinkError> {
+    let properties = LastWillProperties {
+        delay_interval: None,
+        payload_format_indicator: None,
+        message_expiry_interval: None,
+        content_type: Some(CONTENT_TYPE.to_owned()),
+        response_topic: None,
+        correlation_data: None,
+        user_properties: Vec::new(),
+    };
+    let payload = cbor(&status(space, state, &state.presence(), false))?;
+    Ok(LastWill::new(status_topic.as_str(), payload, QoS::AtLeastOnce, true, Some(properties)))
 }
 
 /// What runs in the thread of the connection.
 struct Pump {
     connection: Connection,
     reply_topic: Topic,
+    model_topic: Topic,
+    status_topic: Topic,
     client: AsyncClient,
     session: SyncSender<Signal>,
     state: Arc<Shared>,
@@ -444,10 +545,21 @@ impl Pump {
                     events.clean();
                     self.failed(refused).await
                 } else {
+                    let of_model = granted.return_codes.get(2);
+                    let refused =
+                        of_model.is_some_and(|code| !matches!(code, SubscribeReasonCode::Success(_)));
+                    self.state.no_networks.store(refused, Ordering::Relaxed);
+                    if refused {
+                        tracing::warn!(topic = %self.model_topic, "the broker does not grant this topic: no network comes");
+                    }
                     self.backoff.reset();
                     self.state.connected.store(true, Ordering::Relaxed);
                     self.tell(Received::Connected)
                 }
+            }
+            Ok(Event::Incoming(Packet::Publish(publish))) if publish.topic == self.model_topic.as_bytes() => {
+                self.connection.updating.message(&publish.payload);
+                Ok(())
             }
             Ok(Event::Incoming(Packet::Publish(publish))) => match Self::read(&publish) {
                 Some(received) => self.tell(received),
@@ -456,6 +568,12 @@ impl Pump {
             Ok(_) => Ok(()),
             Err(ConnectionError::RequestsDone) => Err(Unheard),
             Err(error) => {
+                // The next connection leaves behind what is true by then.
+                if self.connection.has_status
+                    && let Ok(will) = last_will(self.connection.space, &self.status_topic, &self.state)
+                {
+                    events.options.set_last_will(will);
+                }
                 let (server, device) = (&self.connection.server, &self.connection.device);
                 let error = UplinkError::from_rumqttc(error, server, device);
                 self.failed(error).await
@@ -479,7 +597,10 @@ impl Pump {
     }
 
     fn subscribe(&self) {
+        let takes_networks = self.connection.presence.update.is_some();
         let filters = [self.reply_topic.as_str(), GALLERY_STATUS]
+            .into_iter()
+            .chain(takes_networks.then_some(self.model_topic.as_str()))
             .map(|topic| SubscribeFilterInput::new(topic, QoS::AtLeastOnce));
         // It can fail only while 64 packets wait, and a new connection follows then.
         if let Err(error) = self.client.try_subscribe_many(filters) {
@@ -568,7 +689,7 @@ fn cbor<T: Serialize>(message: &T) -> Result<Vec<u8>, UplinkError> {
     Ok(bytes)
 }
 
-fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(super) fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(format!("{} bytes, and at most {MESSAGE_BYTES_MAX} are read", bytes.len()));
     }

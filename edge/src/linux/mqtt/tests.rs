@@ -84,6 +84,8 @@ fn an_address_without_a_server_is_refused_and_tried_again() {
         expiry: Duration::from_secs(5),
         has_status: true,
         credentials: Credentials::default(),
+        presence: Presence::default(),
+        updating: Updating::default(),
     };
     let mut uplink = MqttUplink::start(connection, Jitter::new(1)).unwrap();
     for _ in 0..2 {
