@@ -90,6 +90,9 @@ pub enum BrokerError {
     /// The operating system gave no random numbers.
     #[error("cannot make a secret: {0}")]
     Random(String),
+    /// Passwords could not be checked.
+    #[error("cannot get ready to check passwords: {0}")]
+    Login(#[source] std::io::Error),
 }
 
 /// A running broker. Dropping it stops the listeners; clients that are connected stay until the runtime ends.
@@ -156,7 +159,7 @@ impl Broker {
             own: credentials.clone(),
             door: inner.1.port(),
             peers: peers.clone(),
-            login: Login::new(access.clone()).map_err(random)?,
+            login: Login::new(access.clone()).map_err(BrokerError::Login)?,
             access: access.clone(),
             grants: Mutex::default(),
         });
@@ -342,7 +345,8 @@ struct Rules {
 impl Rules {
     fn may_publish(client: &str, topic: &str) -> bool {
         DeviceTopic::parse(topic).is_some_and(|(device, kind)| {
-            device.as_str() == client && matches!(kind, DeviceTopic::Query | DeviceTopic::Status)
+            device.as_str() == client
+                && matches!(kind, DeviceTopic::Query | DeviceTopic::Status | DeviceTopic::Fetch)
         })
     }
 
@@ -543,7 +547,9 @@ impl Handler for Guard {
                 };
                 if !Rules::may_publish(client, &publish.topic) {
                     self.0.topic_refused(client, "publish", &publish.topic);
-                    return refused("a client publishes only to its own query and status topics".to_owned());
+                    return refused(
+                        "a client publishes only to its own query, status and fetch topics".to_owned(),
+                    );
                 }
                 // It is sent away within half a second; nothing of it is taken until then.
                 match self.0.may_stay(self.0.access.registry().as_deref(), client) {
@@ -631,6 +637,8 @@ mod tests {
         for (topic, allowed) in [
             ("glimpse/v1/devices/cam-1/query", true),
             ("glimpse/v1/devices/cam-1/status", true),
+            ("glimpse/v1/devices/cam-1/fetch", true),
+            ("glimpse/v1/devices/cam-2/fetch", false),
             ("glimpse/v1/devices/cam-1/reply", false),
             ("glimpse/v1/devices/cam-1/model", false),
             ("glimpse/v1/devices/cam-2/query", false),

@@ -19,6 +19,7 @@
 //! - [`password`]: hashes of passwords.
 //! - [`access`]: the registry of devices, their credentials, TLS, and the audit log.
 //! - `door`: the way in for other machines, before the broker.
+//! - [`models`]: roll-outs of query networks to devices.
 //! - [`config`]: a TOML file, the environment and flags, checked as a whole.
 //! - [`monitor`]: what happens in the server: counters, latency, the last queries, devices, live recall.
 //! - [`http`]: health, metrics, and the console.
@@ -47,6 +48,7 @@ mod limits;
 pub mod live;
 pub mod matcher;
 mod memory;
+pub mod models;
 pub mod monitor;
 pub mod mqtt;
 pub mod password;

@@ -1,8 +1,10 @@
 //! `glimpse-gallery`: arguments and logging; everything else is in the library.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use glimpse_embedder::onnxruntime;
 use glimpse_gallery::commands::Command;
 use tracing_subscriber::EnvFilter;
 
@@ -21,6 +23,9 @@ struct Arguments {
     /// How log lines are written to standard error
     #[arg(long, global = true, env = "GLIMPSE_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
+    /// Shared library of ONNX Runtime (1.18 or newer), to run the gallery network in instead of tract
+    #[arg(long, global = true, env = "GLIMPSE_ONNXRUNTIME", value_name = "FILE")]
+    onnxruntime: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -44,7 +49,8 @@ fn main() -> ExitCode {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
-    match arguments.command.run() {
+    let ready = arguments.onnxruntime.map_or(Ok(()), |library| Ok(onnxruntime::load(&library)?));
+    match ready.and_then(|()| arguments.command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Not a log line: it is shown whatever GLIMPSE_LOG says.

@@ -28,6 +28,7 @@ pub use histogram::Histogram;
 pub use recall::{Exact, Nearest, RecallFigure};
 
 use crate::matcher::{Encoding, Outcome, Response};
+use crate::models::Progress;
 use devices::Devices;
 
 /// Queries that are remembered.
@@ -328,6 +329,7 @@ pub struct Monitor {
     events: broadcast::Sender<Event>,
     recall: Arc<recall::Sampler>,
     subscribed: AtomicBool,
+    rollouts: Mutex<Vec<Progress>>,
 }
 
 impl Default for Monitor {
@@ -348,6 +350,7 @@ impl Monitor {
             events: broadcast::channel(EVENTS_MAX).0,
             recall: Arc::new(recall::Sampler::new()),
             subscribed: AtomicBool::new(false),
+            rollouts: Mutex::default(),
         }
     }
 
@@ -412,6 +415,16 @@ impl Monitor {
     /// Whether queries reach the server.
     pub fn subscribed(&self) -> bool {
         self.subscribed.load(Ordering::Acquire)
+    }
+
+    /// Notes how far roll-outs have come.
+    pub fn set_rollouts(&self, rollouts: Vec<Progress>) {
+        *lock(&self.rollouts) = rollouts;
+    }
+
+    /// How far roll-outs have come, oldest first.
+    pub fn rollouts(&self) -> Vec<Progress> {
+        lock(&self.rollouts).clone()
     }
 
     /// Measures recall from now on, until [`Monitor::end`].

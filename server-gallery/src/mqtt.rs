@@ -15,11 +15,12 @@
 //! A device chooses the response topic of its query, but the server publishes only to that device's own reply topic or
 //! below it: a foreign one is replaced by the device's reply topic.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use glimpse_protocol::topics::{GALLERY_STATUS, SHARED_QUERIES, STATUSES};
+use glimpse_protocol::topics::{GALLERY_STATUS, SHARED_FETCHES, SHARED_QUERIES, STATUSES};
 use glimpse_protocol::{DeviceId, DeviceStatus, DeviceTopic, GalleryStatus, MESSAGE_BYTES_MAX};
 use rand::TryRngCore;
 use rumqttc::{
@@ -32,6 +33,7 @@ use tokio_rustls::rustls::ClientConfig;
 
 use crate::limits::RateLimits;
 use crate::matcher::{Encoding, Matcher, Outcome, Request, Response};
+use crate::models::courier::Courier;
 use crate::monitor::{Monitor, QueryRecord};
 use crate::session::NothingInFlight;
 
@@ -121,6 +123,8 @@ pub struct MqttConfig {
     pub persistent: bool,
     /// Queries that wait for the matcher; more are answered `busy`.
     pub queries_waiting_max: u16,
+    /// Folders of the gallery and of who may connect, for roll-outs of networks.
+    pub folders: (PathBuf, PathBuf),
 }
 
 /// What can be changed while queries are answered.
@@ -169,6 +173,8 @@ pub async fn serve(
     answering.spawn(queued)?;
     let publisher = tokio::spawn(publish_replies(client.clone(), to_publish, unpublished.clone()));
     let limits = RateLimits::default();
+    let (gallery, access) = &config.folders;
+    let courier = Courier::start(gallery, access, client.clone(), monitor.clone());
     let mut intake = Intake {
         client: client.clone(),
         monitor: monitor.clone(),
@@ -179,6 +185,7 @@ pub async fn serve(
         pace,
         pacing,
         places_lost: 0,
+        courier,
     };
 
     let mut ready = Some(ready);
@@ -205,12 +212,14 @@ pub async fn serve(
                 if let Some(reason) = ack.return_codes.first().filter(refused) {
                     return Err(MqttError::SubscriptionRefused(format!("{reason:?}")));
                 }
-                if let Some(reason) = ack.return_codes.get(1).filter(refused) {
-                    tracing::warn!(
-                        ?reason,
-                        topic = STATUSES,
-                        "the broker refuses the devices' statuses: the console will not show them"
-                    );
+                let less = [
+                    (STATUSES, "the devices' statuses: the console will not show them"),
+                    (SHARED_FETCHES, "requests for networks: no roll-out reaches a device"),
+                ];
+                for ((topic, what), code) in less.into_iter().zip(ack.return_codes.iter().skip(1)) {
+                    if refused(&code) {
+                        tracing::warn!(reason = ?code, topic, "the broker refuses {what}");
+                    }
                 }
                 monitor.set_subscribed(true);
                 if let Some(ready) = ready.take() {
@@ -383,11 +392,13 @@ struct Intake {
     pacing: watch::Receiver<Pacing>,
     /// Places of the receive window that unacknowledged messages hold until the next connection.
     places_lost: usize,
+    courier: Courier,
 }
 
 impl Intake {
     fn accept(&mut self, query: Publish) {
         if self.heard(&query) {
+            // Statuses and requests for chunks are subscribed to at QoS 0, at which nothing is acknowledged.
             return;
         }
         // A retained message is no question of now: it would be asked again at every start.
@@ -427,10 +438,19 @@ impl Intake {
         }
     }
 
-    /// Whether the message was what a device says of itself. It came at QoS 0, and is not acknowledged.
+    /// Whether the message was no query, but what a device says of itself, or asks of a network.
     fn heard(&self, said: &Publish) -> bool {
         let topic = std::str::from_utf8(&said.topic).ok().and_then(DeviceTopic::parse);
-        let Some((device, DeviceTopic::Status)) = topic else { return false };
+        let device = match topic {
+            Some((device, DeviceTopic::Status)) => device,
+            Some((device, DeviceTopic::Fetch)) => {
+                if said.payload.len() <= MESSAGE_BYTES_MAX && !said.retain {
+                    self.courier.fetch(device, &said.payload);
+                }
+                return true;
+            }
+            _ => return false,
+        };
         if said.payload.is_empty() {
             self.monitor.forget(&device);
             return true;
@@ -538,6 +558,8 @@ async fn announce(client: AsyncClient, status: Vec<u8>) {
         let filters = [
             SubscribeFilter::new(SHARED_QUERIES, QoS::AtLeastOnce),
             SubscribeFilter::new(STATUSES, QoS::AtMostOnce),
+            // What is missed of these, devices ask for again.
+            SubscribeFilter::new(SHARED_FETCHES, QoS::AtMostOnce),
         ];
         client.subscribe_many(filters).await?;
         client.publish(GALLERY_STATUS, status, status_options()).await

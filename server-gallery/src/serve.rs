@@ -198,7 +198,8 @@ pub async fn serve(
     let reloading = follow_reloads(reloads, config.clone(), matcher.clone(), pace, read_certificate);
     let reloading = tokio::spawn(reloading);
     let queries_waiting_max = config.queries_waiting_max;
-    let config = MqttConfig { host, port, credentials, tls, persistent, queries_waiting_max };
+    let folders = (config.gallery.clone(), config.access.clone());
+    let config = MqttConfig { host, port, credentials, tls, persistent, queries_waiting_max, folders };
     let served = mqtt::serve(&config, pacing, matcher, monitor, say_ready, stopped).await;
     waiting.abort();
     reloading.abort();

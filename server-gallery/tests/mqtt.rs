@@ -322,7 +322,7 @@ async fn the_monitor_sees_every_query_and_what_devices_say_of_themselves() {
     device.subscribe(REPLY).await;
     let status = |online, outbox| {
         let version = "9.8.7".try_into().unwrap();
-        cbor(&DeviceStatus { online, version, space: SPACE, outbox })
+        cbor(&DeviceStatus { online, version, space: SPACE, outbox, model: None, update: None })
     };
     let say = |payload: Vec<u8>| {
         let options = PublishOptions::new(QoS::AtLeastOnce).retained();

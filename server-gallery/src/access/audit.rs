@@ -58,6 +58,17 @@ pub enum Event<'a> {
         /// Its name.
         device: &'a str,
     },
+    /// A roll-out of a network was begun or stopped.
+    Model {
+        /// `push` or `stop`.
+        action: &'a str,
+        /// The roll-out's serial number.
+        serial: u64,
+        /// The network.
+        model: &'a str,
+        /// Whom it is for.
+        to: &'a str,
+    },
     /// The server took up a changed registry.
     RegistryReloaded {
         /// Devices in it.

@@ -279,7 +279,11 @@ pub fn check_mode(_: &Path, _: u32, _: &'static str, _: &'static str) -> Result<
     Ok(())
 }
 
-fn lock(path: &Path) -> Result<File, FileError> {
+/// Holds a lock until the file is dropped.
+///
+/// # Errors
+/// When others hold it for too long, or it cannot be made.
+pub fn lock(path: &Path) -> Result<File, FileError> {
     let io = |action| move |source| FileError::Io { action, path: path.to_owned(), source };
     let file = append_private(path).map_err(io("open"))?;
     let give_up = Instant::now() + LOCK_TIMEOUT;

@@ -1,19 +1,20 @@
 //! A client's password or certificate against the registry.
 //!
-//! A password costs some 20 ms of a core, so hashing is done on blocking threads, by few at a time, and what is more
+//! A password costs some 20 ms of a core, so hashing is done on few threads of its own, and what is more
 //! than can be done in time is refused. Because a thousand devices may come back at once after a power cut, the last
 //! good password of each device is remembered, as a BLAKE3 hash under a key that exists only in this process: it
 //! never leaves memory, and is of no use without the key. Wrong guesses are slowed down by [`Throttle`]; a remembered
 //! password is not a guess, and gets in also while its address has to wait.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use glimpse_protocol::DeviceId;
 use rand::TryRngCore as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::live::Access;
 use super::registry::{Credential, Fingerprint, Refusal, Timestamp};
@@ -48,25 +49,34 @@ pub struct Login {
     /// A device's last good password; as many as there are devices.
     remembered: Mutex<HashMap<DeviceId, blake3::Hash>>,
     throttle: Mutex<Throttle>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
+    /// Threads of their own, as many as there are turns: each thread that ever hashed keeps its 19 MiB, and the blocking
+    /// threads of tokio are many.
+    hashing: rayon::ThreadPool,
 }
 
 impl Login {
     /// Logins to this registry.
     ///
     /// # Errors
-    /// When the operating system has no random numbers.
-    pub fn new(access: Arc<Access>) -> Result<Self, rand::rand_core::OsError> {
+    /// When the operating system has no random numbers, or no threads.
+    pub fn new(access: Arc<Access>) -> io::Result<Self> {
         let mut key = [0; 32];
-        rand::rngs::OsRng.try_fill_bytes(&mut key)?;
+        rand::rngs::OsRng.try_fill_bytes(&mut key).map_err(|error| io::Error::other(error.to_string()))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Half of the cores, so that queries are answered while a thousand devices log in.
+        let turns = (cores / 2).clamp(1, HASHES_AT_ONCE_MAX);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(turns);
+        let pool = pool.thread_name(|number| format!("password-{number}"));
+        // Whoever waits for the answer sees that there is none.
+        let pool = pool.panic_handler(|_| ());
         Ok(Self {
             access,
             key,
             remembered: Mutex::default(),
             throttle: Mutex::default(),
-            // Half of the cores, so that queries are answered while a thousand devices log in.
-            turns: Semaphore::new((cores / 2).clamp(1, HASHES_AT_ONCE_MAX)),
+            turns: Arc::new(Semaphore::new(turns)),
+            hashing: pool.build().map_err(io::Error::other)?,
         })
     }
 
@@ -119,8 +129,12 @@ impl Login {
         }
         let turn = self.wait_your_turn(address, id).await?;
         let (kept, password) = (hash.to_owned(), password.to_owned());
-        let checking = tokio::task::spawn_blocking(move || password::verify(&password, &kept));
-        let is_right = checking.await.unwrap_or(false);
+        let (tell, checked) = oneshot::channel();
+        // The turn goes along, so that no more is hashed than there are turns when whoever asked has gone meanwhile.
+        self.hashing.spawn(move || {
+            let _ = tell.send((password::verify(&password, &kept), turn));
+        });
+        let (is_right, turn) = checked.await.map_or((false, None), |(is_right, turn)| (is_right, Some(turn)));
         // Counted before the next one has its turn, so that many guesses at once gain nothing.
         if is_right {
             lock(&self.throttle).succeeded(address, id);
@@ -133,18 +147,14 @@ impl Login {
     }
 
     /// A turn at the hash, unless this client has failed too often, also while it waited.
-    async fn wait_your_turn(
-        &self,
-        address: IpAddr,
-        id: &DeviceId,
-    ) -> Result<tokio::sync::SemaphorePermit<'_>, Refusal> {
+    async fn wait_your_turn(&self, address: IpAddr, id: &DeviceId) -> Result<OwnedSemaphorePermit, Refusal> {
         let allowed = || {
             let allowed = lock(&self.throttle).allows(address, id, Instant::now());
             if allowed { Ok(()) } else { Err(Refusal::TooManyFailures) }
         };
         allowed()?;
         // Waiting clients are bounded by the broker's handshakes, and each by its time.
-        let turn = tokio::time::timeout(TURN_TIMEOUT, self.turns.acquire()).await;
+        let turn = tokio::time::timeout(TURN_TIMEOUT, self.turns.clone().acquire_owned()).await;
         let turn = turn.map_err(|_| Refusal::Busy)?.map_err(|_| Refusal::Busy)?;
         allowed()?;
         Ok(turn)

@@ -43,11 +43,7 @@ impl ConsolePasswordArgs {
             );
         }
         let password = match &self.password_file {
-            Some(file) => {
-                let opened =
-                    std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-                first_line(std::io::BufReader::new(opened))?
-            }
+            Some(path) => first_line(std::io::BufReader::new(file::open_secret(path)?))?,
             None if std::io::stdin().is_terminal() => ask_twice()?,
             None => first_line(std::io::stdin().lock())?,
         };
@@ -118,9 +114,9 @@ mod tests {
     use super::*;
 
     fn set(gallery: &Path, text: &str) -> anyhow::Result<()> {
-        let file = gallery.join("given");
-        std::fs::write(&file, text).unwrap();
-        ConsolePasswordArgs { place: Place::of_gallery(gallery), password_file: Some(file) }.run()
+        let given = gallery.join("given");
+        file::write_private(&given, text.as_bytes()).unwrap();
+        ConsolePasswordArgs { place: Place::of_gallery(gallery), password_file: Some(given) }.run()
     }
 
     #[test]
@@ -145,6 +141,12 @@ mod tests {
         for text in ["", "\n", "seven77"] {
             assert!(set(dir.path(), text).unwrap_err().to_string().contains("at least 8"), "{text}");
         }
+        let open = dir.path().join("open");
+        std::fs::write(&open, "correct horse").unwrap();
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let place = Place::of_gallery(dir.path());
+        let error = ConsolePasswordArgs { place, password_file: Some(open) }.run().unwrap_err();
+        assert!(error.to_string().contains("chmod 600"), "{error}");
         let error = set(dir.path(), &"x".repeat(2000)).unwrap_err();
         assert!(error.to_string().contains("1024"), "{error}");
         let nowhere =

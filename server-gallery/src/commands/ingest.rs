@@ -66,7 +66,7 @@ impl IngestArgs {
 
 /// The bundle's gallery network, if it is the one that the bundle was made with.
 pub(super) fn gallery_embedder(bundle: &SpaceBundle) -> anyhow::Result<Embedder> {
-    let embedder = Embedder::load(&bundle.gallery_model())?;
+    let embedder = Embedder::load_preferred(&bundle.gallery_model())?;
     if (embedder.space(), embedder.dimension()) != (bundle.space, bundle.dimension) {
         bail!(
             "{} spans the space {}, and the bundle is of {}: the model was replaced",

@@ -13,6 +13,7 @@ mod index;
 mod ingest;
 mod list;
 mod manual;
+mod models;
 mod remove;
 mod search;
 mod serve;
@@ -62,6 +63,9 @@ pub enum Command {
     /// Add, revoke, remove and list the devices that may connect
     #[command(subcommand)]
     Devices(devices::DevicesCommand),
+    /// Roll query networks out to devices
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
     /// Set the password of the console: asked for on a terminal, or the first line of a file or of standard input
     ConsolePassword(console_password::ConsolePasswordArgs),
     /// Write the manual pages into a folder
@@ -95,6 +99,7 @@ impl Command {
             Self::Import(args) => args.run(),
             Self::Check(args) => check::run(args),
             Self::Devices(command) => command.run(),
+            Self::Models(command) => command.run(),
             Self::ConsolePassword(args) => args.run(),
             Self::Man(args) => args.run(),
             Self::Completions(args) => args.run(),

@@ -108,7 +108,7 @@ pub(super) async fn devices(State(site): State<Arc<Site>>) -> Json<Value> {
     let space = space_of(&site);
     let devices: Vec<_> =
         site.monitor.devices().into_iter().map(|(id, device)| DeviceView::of(&id, device, space)).collect();
-    Json(json!({ "devices": devices }))
+    Json(json!({ "devices": devices, "rollouts": site.monitor.rollouts() }))
 }
 
 /// Throughput and latency of the last ten minutes.

@@ -20,7 +20,7 @@ const OCTAVES: std::ops::RangeInclusive<u32> = 6..=24;
 const DEVICE_STATES: [&str; 3] = ["online", "offline", "unknown"];
 
 /// Name, kind and meaning of every metric.
-pub const METRICS: [(&str, &str, &str); 23] = [
+pub const METRICS: [(&str, &str, &str); 25] = [
     ("glimpse_build_info", "gauge", "1, with the version of the program and the space that it serves"),
     ("glimpse_start_time_seconds", "gauge", "When the process started, Unix time"),
     ("glimpse_ready", "gauge", "1 while the gallery is loaded and queries arrive"),
@@ -46,6 +46,16 @@ pub const METRICS: [(&str, &str, &str); 23] = [
     ("glimpse_gallery_behind", "gauge", "1 while the newest changes cannot be read"),
     ("glimpse_devices", "gauge", "Devices heard of, by state; unknown are those that never said"),
     ("glimpse_devices_outbox_queries", "gauge", "Queries that wait in the outboxes of all devices"),
+    (
+        "glimpse_rollout_devices",
+        "gauge",
+        "Devices that a network is rolled out to, by serial number and what became of it",
+    ),
+    (
+        "glimpse_rollout_halted",
+        "gauge",
+        "1 while a network is offered no further, because it fails on most devices",
+    ),
     ("glimpse_console_sessions", "gauge", "Sessions of the console"),
     ("glimpse_console_followers", "gauge", "Pages that follow the live feed"),
     ("glimpse_console_login_failures_total", "counter", "Wrong passwords given to the console"),
@@ -78,6 +88,7 @@ pub fn write(monitor: &Monitor, gallery: Option<&Description>, console: Console)
         text.one("glimpse_gallery_behind", f64::from(u8::from(gallery.trouble.is_some())));
     }
     devices(&mut text, monitor);
+    rollouts(&mut text, monitor);
     text.one("glimpse_console_sessions", console.sessions as f64);
     text.one("glimpse_console_followers", console.followers as f64);
     text.one("glimpse_console_login_failures_total", console.login_failures as f64);
@@ -130,6 +141,24 @@ fn devices(text: &mut Exposition, monitor: &Monitor) {
         text.sample("glimpse_devices", &[("state", state)], count as f64);
     }
     text.one("glimpse_devices_outbox_queries", waiting as f64);
+}
+
+fn rollouts(text: &mut Exposition, monitor: &Monitor) {
+    let rollouts = monitor.rollouts();
+    let going_on = || rollouts.iter().filter(|progress| progress.rollout.stopped.is_none());
+    text.head("glimpse_rollout_devices");
+    for progress in going_on() {
+        let serial = progress.rollout.serial.to_string();
+        for (stage, count) in progress.devices.named() {
+            let labels = [("serial", serial.as_str()), ("stage", stage)];
+            text.sample("glimpse_rollout_devices", &labels, f64::from(count));
+        }
+    }
+    text.head("glimpse_rollout_halted");
+    for progress in going_on() {
+        let serial = progress.rollout.serial.to_string();
+        text.sample("glimpse_rollout_halted", &[("serial", &serial)], f64::from(u8::from(progress.halted)));
+    }
 }
 
 /// As far as the system tells; only Linux does.

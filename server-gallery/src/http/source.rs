@@ -110,7 +110,7 @@ impl ServedGallery {
 
     fn embedder(&self) -> Result<&Embedder, SearchError> {
         let load = || {
-            let embedder = Embedder::load(&self.bundle.gallery_model());
+            let embedder = Embedder::load_preferred(&self.bundle.gallery_model());
             let embedder = embedder.map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
             if embedder.space() == self.bundle.space {
                 Ok(embedder)

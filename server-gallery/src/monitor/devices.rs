@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use glimpse_protocol::{DeviceId, DeviceStatus, ErrorCode, SpaceId};
+use glimpse_protocol::{DeviceId, DeviceStatus, ErrorCode, ModelId, SpaceId, Update};
 use serde::Serialize;
 
 /// Devices that are remembered. When one more comes, the eighth that has been silent for longest is forgotten.
@@ -21,6 +21,10 @@ pub struct Device {
     pub space: Option<SpaceId>,
     /// Queries that wait in its outbox.
     pub outbox: Option<u32>,
+    /// Its query network, where it tells.
+    pub model: Option<ModelId>,
+    /// What it says of networks that it was offered; `None`: it takes none, or said nothing.
+    pub update: Option<Update>,
     /// Queries that it asked since the server started.
     pub queries: u64,
     /// Those of them that were refused.
@@ -62,6 +66,11 @@ impl Devices {
         entry.version = Some(status.version.as_str().to_owned());
         entry.space = Some(status.space);
         entry.outbox = Some(status.outbox);
+        // A last will is as old as the connection: what the device has said since is newer.
+        if status.online || entry.model.is_none() {
+            entry.model = status.model;
+            entry.update.clone_from(&status.update);
+        }
         if status.online && !retained {
             entry.seen_at_ms = Some(at_ms);
         }
@@ -123,13 +132,16 @@ mod tests {
     fn a_retained_status_tells_no_time() {
         let mut devices = Devices::default();
         let version = "0.1.0".try_into().unwrap();
-        let status = DeviceStatus { online: true, version, space: SpaceId::from_bytes([1; 16]), outbox: 2 };
+        let (model, update) = (Some(ModelId::from_bytes([7; 32])), Some(Update::failed(3, "no room")));
+        let space = SpaceId::from_bytes([1; 16]);
+        let status = DeviceStatus { online: true, version, space, outbox: 2, model, update: update.clone() };
         devices.said(&id(1), 5, &status, true);
         assert_eq!(devices.get(&id(1)).unwrap().seen_at_ms, None);
         devices.said(&id(1), 6, &status, false);
-        devices.said(&id(1), 9, &DeviceStatus { online: false, ..status }, false);
+        devices.said(&id(1), 9, &DeviceStatus { online: false, model: None, update: None, ..status }, false);
         let device = devices.get(&id(1)).unwrap();
         assert_eq!((device.seen_at_ms, device.online, device.outbox), (Some(6), Some(false), Some(2)));
+        assert_eq!((device.model, &device.update), (model, &update));
         devices.forget(&id(1));
         assert_eq!(devices.get(&id(1)), None);
     }

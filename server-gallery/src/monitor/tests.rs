@@ -100,7 +100,8 @@ fn devices_are_told_of_and_forgotten() {
     let monitor = Monitor::new();
     let mut events = monitor.follow();
     let version = "1.2.3".try_into().unwrap();
-    let status = DeviceStatus { online: true, version, space: SpaceId::from_bytes([1; 16]), outbox: 4 };
+    let space = SpaceId::from_bytes([1; 16]);
+    let status = DeviceStatus { online: true, version, space, outbox: 4, model: None, update: None };
     monitor.status(&device("b"), &status, false);
     monitor.status(&device("a"), &status, true);
     assert!(matches!(events.try_recv(), Ok(Event::Device(id)) if id == device("b")));
