@@ -12,11 +12,13 @@ GPU ?= cuda
 SEED ?= 1
 # That each target of `fuzz` takes.
 SECONDS ?= 60
+# That `soak` takes.
+MINUTES ?= 30
 GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,7 +40,7 @@ test-arm: ## the quantizer's tests for 64-bit ARM (its NEON kernels) in an emula
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
 	CARGO_TARGET_DIR=$(GPU_TARGET) CARGO="$(CARGO)" trainer/test-gpu.sh
 
-fuzz: $(CACHE)/cargo-fuzz/bin/cargo-fuzz ## damaged codebooks, messages and device.tomls against their readers, each for a minute (SECONDS=60)
+fuzz: $(CACHE)/cargo-fuzz/bin/cargo-fuzz ## damaged files, messages and configurations against their readers, each for a minute (SECONDS=60)
 	tools/fuzz.sh $(SECONDS)
 
 $(CACHE)/cargo-fuzz/bin/cargo-fuzz:
@@ -70,6 +72,10 @@ bench-search: $(CACHE)/faiss/.installed ## search speed and recall beside Faiss,
 bench-server: ## the server under load from a thousand devices, and 200 kills, into target/reports/server.json (five minutes, and ten the first time)
 	$(CARGO) build --release --workspace --bins
 	$(TARGET)/release/glimpse-load --cache $(CACHE)/bench-server --out target/reports/server.json
+
+soak: mosquitto ## servers and brokers through half an hour of load, restarts and bad manners, into target/reports/soak.json (MINUTES=30)
+	$(CARGO) build --release --workspace --bins
+	$(TARGET)/release/glimpse-soak --minutes $(MINUTES)
 
 # The peer of `bench-search`.
 $(CACHE)/faiss/.installed: server-gallery/bench/requirements.txt

@@ -208,6 +208,7 @@ def settled(page, view):
         loaded(page, ".query .photo")
     elif view == "devices":
         expect(page.locator("tbody tr")).to_have_count(3)
+        expect(page.locator(".rollouts li")).to_have_count(1)
     elif view == "gallery":
         loaded(page, ".grid .photo")
     elif view == "measures":

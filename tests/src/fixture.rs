@@ -125,6 +125,19 @@ impl Fixture {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// The query network of the bundle in a file that is another: it has a comment.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn another_network(&self) -> std::io::Result<PathBuf> {
+        let mut bytes = std::fs::read(workspace::bundle().join("query.onnx"))?;
+        // Field 6 of ONNX's ModelProto: doc_string.
+        bytes.extend_from_slice(b"\x32\x07another");
+        let path = self.path("another.onnx");
+        std::fs::write(&path, bytes)?;
+        Ok(path)
+    }
+
     /// The gallery's folder.
     pub fn gallery(&self) -> PathBuf {
         self.path("gallery")

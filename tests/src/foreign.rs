@@ -35,6 +35,21 @@ impl Python {
         packages.map(|packages| Self { packages })
     }
 
+    /// The shared library in the package onnxruntime.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn onnxruntime(&self) -> anyhow::Result<PathBuf> {
+        let folder = self.packages.join("onnxruntime/capi");
+        let files =
+            std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        let mut files = files.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_it = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libonnxruntime.so"))
+        };
+        files.find(is_it).with_context(|| format!("no libonnxruntime.so in {}", folder.display()))
+    }
+
     /// Runs `tests/python/SCRIPT` and returns what it writes.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! - [`workspace`]: where things are in the repository.
 //! - [`programs`]: the binaries `glimpse-edge` and `glimpse-gallery`, found beside ours or built.
 //! - [`server`]: a running `glimpse-gallery serve`.
+//! - [`device`]: a running `glimpse-edge run`.
 //! - [`queries`]: photos asked from the device and on the server, as JSON lines.
 //! - [`fixture`]: a small gallery for tests.
 //! - [`authority`]: certificates for tests.
@@ -13,6 +14,7 @@
 //! - [`browser`]: a headless Chromium, driven by a script in Python.
 //! - [`durability`]: kills at random moments, and damaged files.
 //! - [`load`]: a thousand simulated devices, for `make bench-server`.
+//! - [`soak`]: half an hour of devices, restarts and bad manners, for `make soak`.
 //! - [`mosquitto`]: a broker that is not ours.
 //! - [`demo`]: what `make demo` runs.
 //!
@@ -21,6 +23,7 @@
 pub mod authority;
 pub mod browser;
 pub mod demo;
+pub mod device;
 pub mod durability;
 pub mod fixture;
 pub mod foreign;
@@ -29,5 +32,6 @@ pub mod mosquitto;
 pub mod programs;
 pub mod queries;
 pub mod server;
+pub mod soak;
 pub mod stranger;
 pub mod workspace;

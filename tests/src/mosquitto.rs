@@ -60,7 +60,7 @@ impl Mosquitto {
             } else {
                 let own = format!("glimpse/v1/devices/{user}");
                 format!(
-                    "topic write {own}/query\ntopic write {own}/status\ntopic read {own}/reply\ntopic read {own}/model\ntopic read glimpse/v1/gallery/status\n\n"
+                    "topic write {own}/query\ntopic write {own}/status\ntopic write {own}/fetch\ntopic read {own}/reply\ntopic read {own}/model\ntopic read glimpse/v1/gallery/status\n\n"
                 )
             };
         }

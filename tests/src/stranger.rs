@@ -123,6 +123,18 @@ impl Stranger {
         Ok(if body[1] == reason::SUCCESS { Ok(client) } else { Err(body[1]) })
     }
 
+    /// Publishes at QoS 0, which nobody acknowledges.
+    ///
+    /// # Errors
+    /// Where the connection ends.
+    pub fn post(&mut self, topic: &str, payload: &[u8], retain: bool) -> anyhow::Result<()> {
+        let mut body = Vec::new();
+        put(&mut body, topic.as_bytes());
+        body.push(0);
+        body.extend_from_slice(payload);
+        self.send(&packet(0x30 | u8::from(retain), &body))
+    }
+
     /// Subscribes at QoS 1 and returns the reason code.
     ///
     /// # Errors

@@ -4,8 +4,10 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use glimpse_tests::authority::private;
 use glimpse_tests::browser::Browser;
 use glimpse_tests::demo::ground_truth::Query;
+use glimpse_tests::device::Device;
 use glimpse_tests::fixture::Fixture;
 use glimpse_tests::queries::{self, Answer};
 use glimpse_tests::server::Server;
@@ -32,7 +34,7 @@ fn ask(fixture: &Fixture, server: &Server, device: &str, photos: &[PathBuf]) -> 
 
 fn set_password(fixture: &Fixture, password: &str) {
     let file = fixture.path("password");
-    std::fs::write(&file, password).unwrap();
+    private(&file, password).unwrap();
     let mut command = fixture.programs.gallery();
     command.arg("console-password").arg("--gallery").arg(fixture.gallery()).arg("--password-file").arg(file);
     assert!(command.stdout(Stdio::null()).status().unwrap().success());
@@ -98,6 +100,36 @@ fn the_gallery_is_browsed_by_text_and_by_a_dropped_photo() {
     scenario.ends_well().unwrap();
 }
 
+/// A device that has asked about so many photos, and is on its way to another network.
+fn device_that_is_updated(fixture: &Fixture, server: &Server, name: &str, photos: usize) -> Device {
+    let models = |words: &[&str]| {
+        let mut command = fixture.programs.gallery();
+        let output =
+            command.arg("models").args(words).arg("--gallery").arg(fixture.gallery()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let key = models(&["key"]);
+    let camera = fixture.path("camera");
+    std::fs::create_dir(&camera).unwrap();
+    for (number, photo) in known_photos(fixture, photos).iter().enumerate() {
+        std::fs::copy(workspace::root().join(photo), camera.join(format!("{number}.jpg"))).unwrap();
+    }
+    let mut command = fixture.programs.edge();
+    command.args(["run", "--json", "--top-k", "5", "--device", name, "--server", server.address().unwrap()]);
+    command
+        .arg("--camera")
+        .arg(format!("folder:{}", camera.display()))
+        .arg("--bundle")
+        .arg(workspace::bundle());
+    command.arg("--state").arg(fixture.path("state")).args(["--model-key", key.trim()]);
+    let device = Device::start(command, &fixture.path("edge-run.log")).unwrap();
+    (0..photos).for_each(|_| assert!(device.answer().unwrap().error.is_none()));
+    let network = fixture.another_network().unwrap();
+    models(&["push", network.to_str().unwrap(), "--to-all"]);
+    device
+}
+
 #[test]
 fn every_view_fits_a_phone_and_the_dark_and_has_no_barriers() {
     let Some(browser) = Browser::find("every_view_fits_a_phone_and_the_dark_and_has_no_barriers") else {
@@ -107,7 +139,7 @@ fn every_view_fits_a_phone_and_the_dark_and_has_no_barriers() {
     let server = fixture.serve_at("127.0.0.1:0").unwrap();
     ask(&fixture, &server, "cam-door", &known_photos(&fixture, 7));
     ask(&fixture, &server, "cam-yard", &[foreign_photo(&fixture)]);
-    ask(&fixture, &server, "cam-hall", &known_photos(&fixture, 2));
+    let _device = device_that_is_updated(&fixture, &server, "cam-hall", 2);
     let http = server.word("http").unwrap();
     let mut scenario = browser.play("look_at_every_view", http, &[], fixture.path("browser.log")).unwrap();
     scenario.reaches("seen without a password").unwrap();

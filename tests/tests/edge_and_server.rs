@@ -2,14 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use glimpse_tests::device::Device;
 use glimpse_tests::fixture::{Fixture, PHOTOS};
-use glimpse_tests::queries::{Answer, ask};
+use glimpse_tests::queries::ask;
 use glimpse_tests::server::Server;
 use glimpse_tests::workspace;
 use prost::Message as _;
@@ -124,8 +124,8 @@ fn a_device_that_runs_on_asks_again_after_the_server_was_killed_and_restarted() 
         .arg(format!("folder:{}", camera.display()))
         .arg("--bundle")
         .arg(workspace::bundle());
-    let device = Device::start(command);
-    assert!(device.answer().error.is_none());
+    let device = Device::start(command, &fixture.path("edge.log")).unwrap();
+    assert!(device.answer().unwrap().error.is_none());
     drop(server);
     take(1);
     let log = fixture.path("second.log");
@@ -134,38 +134,10 @@ fn a_device_that_runs_on_asks_again_after_the_server_was_killed_and_restarted() 
             .unwrap();
     take(2);
     for number in [1, 2] {
-        let answer = device.answer();
+        let answer = device.answer().unwrap();
         assert!(answer.photo.ends_with(format!("{number}.jpg")), "{answer:?}");
         assert_eq!(answer.error, None);
         assert!(fixture.queries[number].rank(&answer).is_some(), "{answer:?}");
-    }
-}
-
-/// `glimpse-edge run`, whose lines are read with a time limit.
-struct Device {
-    process: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Device {
-    fn start(mut command: Command) -> Self {
-        let mut process =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let (send, lines) = mpsc::channel();
-        let stdout = BufReader::new(process.stdout.take().unwrap());
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-        Self { process, lines }
-    }
-
-    fn answer(&self) -> Answer {
-        serde_json::from_str(&self.lines.recv_timeout(WAIT).expect("an answer in time")).unwrap()
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

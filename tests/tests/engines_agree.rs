@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use glimpse_embedder::{Embedder, Network, Preprocessing, SpaceBundle, read_photo};
+use glimpse_embedder::{Embedder, Network, Preprocessing, SpaceBundle, onnxruntime, read_photo};
 use glimpse_tests::demo::ground_truth::GroundTruth;
+use glimpse_tests::fixture::Fixture;
 use glimpse_tests::foreign::Python;
 use glimpse_tests::programs::Programs;
 use glimpse_tests::workspace;
@@ -55,6 +56,54 @@ fn the_int8_query_network_embeds_alike_in_tract_and_onnxruntime_and_like_the_f32
     assert!(size(&int8) * 3 < size(&query), "a byte a weight");
     let own = Embedder::load(&int8).unwrap().metadata().preprocessing;
     check_to(&python, &int8, own, INT8_COSINE_MIN);
+}
+
+/// As the server and `ingest` have it with `--onnxruntime`.
+#[test]
+fn the_gallery_network_gives_the_same_features_where_onnxruntime_is_loaded() {
+    let test = "the_gallery_network_gives_the_same_features_where_onnxruntime_is_loaded";
+    let Some(python) = Python::find(test) else { return };
+    let library = python.onnxruntime().unwrap();
+    let model = SpaceBundle::load(&workspace::bundle()).unwrap().gallery_model();
+    let tract = Embedder::load(&model).unwrap();
+    let text = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(text.path(), "no library").unwrap();
+    for wrong in [text.path(), Path::new("/no/such/library.so")] {
+        let error = onnxruntime::load(wrong).unwrap_err().to_string();
+        assert!(error.contains(wrong.to_str().unwrap()) && !onnxruntime::is_loaded(), "{error}");
+    }
+    onnxruntime::load(&library).unwrap();
+    assert!(onnxruntime::load(text.path()).unwrap_err().to_string().contains("has loaded"));
+    let other = Embedder::load_preferred(&model).unwrap();
+    let photos = GroundTruth::read(&workspace::demo()).unwrap().queries;
+    for query in photos.iter().step_by(photos.len() / 6) {
+        let photo = read_photo(&workspace::root().join(&query.photo)).unwrap();
+        let cosine = cosine(&tract.embed(&photo).unwrap(), &other.embed(&photo).unwrap());
+        assert!(cosine >= 0.9999, "{}: cosine {cosine}", query.photo.display());
+    }
+    // The program: the same gallery, whichever engine made it.
+    let fixture = Fixture::new().unwrap();
+    let mut ingest = fixture.ingest();
+    let output = ingest.arg("--onnxruntime").arg(&library).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let again = fixture.ingest().arg("--onnxruntime").arg(text.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.code() == Some(1) && said.contains("no ONNX Runtime"), "{said}");
+    let photo = workspace::root().join(&fixture.queries[0].photo);
+    let search = |more: &[&std::ffi::OsStr]| {
+        let mut command = fixture.programs.gallery();
+        command.arg("search").args(more).arg(&photo).args(["--json", "--top-k", "5"]);
+        command.arg("--gallery").arg(fixture.gallery()).arg("--bundle").arg(workspace::bundle());
+        let found: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        found["matches"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|found| found["image"].to_string())
+            .collect::<Vec<_>>()
+    };
+    let (by_tract, by_other) = (search(&[]), search(&["--onnxruntime".as_ref(), library.as_ref()]));
+    assert!(by_tract.len() == 5 && by_tract == by_other, "{by_tract:?} {by_other:?}");
 }
 
 fn check(python: &Python, model: &Path, own: Preprocessing) {

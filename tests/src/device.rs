@@ -1,0 +1,60 @@
+//! `glimpse-edge run` as a process, whose lines are read with a time limit.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::queries::Answer;
+
+const WAIT: Duration = Duration::from_secs(30);
+
+/// A device that runs, until it is dropped; then it is killed.
+pub struct Device {
+    process: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Device {
+    /// Starts it; what it logs is added to the file `log`.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        let log = File::options().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut process = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let (send, lines) = mpsc::channel();
+        let stdout = BufReader::new(process.stdout.take().context("the device's output is piped")?);
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        Ok(Self { process, lines })
+    }
+
+    /// Its next answer.
+    ///
+    /// # Errors
+    /// Where none comes in time, or it is none.
+    pub fn answer(&self) -> anyhow::Result<Answer> {
+        self.answer_within(WAIT)
+    }
+
+    /// Its next answer, waited for so long.
+    ///
+    /// # Errors
+    /// Where none comes in time, or it is none.
+    pub fn answer_within(&self, time: Duration) -> anyhow::Result<Answer> {
+        let line = self.lines.recv_timeout(time).context("no answer in time")?;
+        serde_json::from_str(&line).with_context(|| format!("not an answer: {line}"))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
