@@ -9,7 +9,9 @@ cd "$(dirname "$0")/.."
 seconds=$1
 shift
 targets=("$@")
-[ $# -gt 0 ] || targets=(quantizer:codebook protocol:messages protocol:device_toml)
+[ $# -gt 0 ] || targets=(
+    quantizer:codebook protocol:{messages,device_toml,manifest} server-gallery:{configuration,registry,rollouts,index,gallery}
+)
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse"
 export PATH="$cache/cargo-fuzz/bin:$PATH" CARGO_TARGET_DIR="$cache/target-fuzz" RUSTC_BOOTSTRAP=1
 
@@ -21,6 +23,7 @@ for target in "${targets[@]}"; do
     corpus="$cache/fuzz/$name"
     mkdir -p "$corpus"
     echo "fuzz: $crate: $name, for $seconds s" >&2
-    (cd "$crate" && cargo fuzz run "$name" "$corpus" "$seeds" -- \
+    [ -d "$seeds" ] || seeds=""
+    (cd "$crate" && cargo fuzz run "$name" "$corpus" $seeds -- \
         -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=1)
 done
