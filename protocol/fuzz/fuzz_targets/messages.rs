@@ -25,7 +25,8 @@ fuzz_target!(|bytes: &[u8]| {
     check::<GalleryStatus>(bytes);
     let _ = ciborium::from_reader::<FilterOf<serde_json::Value>, _>(bytes);
     let _ = serde_json::from_slice::<FilterOf<serde_json::Value>>(bytes);
-    let queries = [ciborium::from_reader::<Query, _>(bytes).ok(), serde_json::from_slice::<Query>(bytes).ok()];
+    let queries =
+        [ciborium::from_reader::<Query, _>(bytes).ok(), serde_json::from_slice::<Query>(bytes).ok()];
     for query in queries.into_iter().flatten() {
         let mut components = [0.0; 256];
         let _ = query.embedding.decode_into(&mut components);

@@ -33,7 +33,8 @@ static FILES: LazyLock<(tempfile::TempDir, Vec<Vec<u8>>)> = LazyLock::new(|| {
 });
 
 fn image(number: usize) -> (Image, Vec<f32>) {
-    let mut feature: Vec<f32> = (0..DIMENSION).map(|i| ((number * (i + 3) * 7919) % 97) as f32 - 48.5).collect();
+    let mut feature: Vec<f32> =
+        (0..DIMENSION).map(|i| ((number * (i + 3) * 7919) % 97) as f32 - 48.5).collect();
     let norm = feature.iter().map(|x| x * x).sum::<f32>().sqrt();
     feature.iter_mut().for_each(|x| *x /= norm);
     let image = Image {
