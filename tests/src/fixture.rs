@@ -1,7 +1,7 @@
 //! A small gallery of the demo's photos, as the tests use it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, ensure};
 
@@ -123,6 +123,14 @@ impl Fixture {
         let output = process.wait_with_output()?;
         ensure!(output.status.success(), "devices failed: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs `glimpse-gallery` with these words on the gallery.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn run(&self, words: &[&str]) -> std::io::Result<Output> {
+        self.programs.gallery().args(words).arg("--gallery").arg(self.gallery()).output()
     }
 
     /// The query network of the bundle in a file that is another: it has a comment.

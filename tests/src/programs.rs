@@ -1,7 +1,8 @@
 //! The programs under test.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -76,4 +77,26 @@ fn build(dir: &Path) -> anyhow::Result<()> {
     let status = cargo.status().with_context(|| format!("cannot run {cargo:?}"))?;
     ensure!(status.success(), "{cargo:?} failed");
     Ok(())
+}
+
+/// What a command wrote that succeeded.
+///
+/// # Panics
+/// Where it failed, with what it said.
+pub fn said(output: io::Result<Output>) -> String {
+    let output = output.expect("the program can be started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The message of a command that failed.
+///
+/// # Panics
+/// Where it did not, or by a bug of ours.
+pub fn complaint(output: io::Result<Output>) -> String {
+    let output = output.expect("the program can be started");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("error: ") && !message.contains("panicked"), "{message}");
+    message
 }

@@ -2,35 +2,17 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use glimpse_tests::fixture::Fixture;
+use glimpse_tests::programs::{complaint, said};
 use glimpse_tests::queries::{Answer, ask};
 use glimpse_tests::server::Server;
 use glimpse_tests::workspace;
 
 /// Changes are seen within a fraction of a second; a machine that is busy elsewhere takes longer.
 const WAIT: Duration = Duration::from_secs(30);
-
-fn run(fixture: &Fixture, words: &[&str]) -> Output {
-    let mut command = fixture.programs.gallery();
-    command.args(words).arg("--gallery").arg(fixture.gallery());
-    command.output().unwrap()
-}
-
-fn said(output: Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The message of a command that failed.
-fn complaint(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1));
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(message.contains("error: ") && !message.contains("panicked"), "{message}");
-    message
-}
 
 fn answer(fixture: &Fixture, server: &Server, photo: &Path) -> Answer {
     let mut command: Command = fixture.programs.edge();
@@ -59,7 +41,7 @@ fn photos_that_are_removed_and_added_are_seen_by_the_server_that_runs() {
     let is_there = |answer: &Answer| answer.matches.iter().any(|found| found.image == query.answer);
     until(&fixture, &server, &query.photo, "at first", is_there);
 
-    assert_eq!(said(run(&fixture, &["remove", &query.answer])), "removed 1, not there 0\n");
+    assert_eq!(said(fixture.run(&["remove", &query.answer])), "removed 1, not there 0\n");
     until(&fixture, &server, &query.photo, "removed", |answer| {
         !is_there(answer) && answer.matches.len() == 10
     });
@@ -67,46 +49,44 @@ fn photos_that_are_removed_and_added_are_seen_by_the_server_that_runs() {
     let photo = workspace::demo().join("photos").join(&query.answer);
     let bundle = workspace::bundle();
     let add = ["add", photo.to_str().unwrap(), "--id", &query.answer, "--label", "back again", "--bundle"];
-    said(run(&fixture, &[&add[..], &[bundle.to_str().unwrap(), "--attribute", "room=3"]].concat()));
+    said(fixture.run(&[&add[..], &[bundle.to_str().unwrap(), "--attribute", "room=3"]].concat()));
     until(&fixture, &server, &query.photo, "added", |answer| {
         answer.matches.iter().any(|found| found.image == query.answer && found.label == "back again")
     });
-    let stats: serde_json::Value = serde_json::from_str(&said(run(&fixture, &["stats", "--json"]))).unwrap();
+    let stats: serde_json::Value = serde_json::from_str(&said(fixture.run(&["stats", "--json"]))).unwrap();
     assert_eq!((&stats["images"], &stats["attributes"][0]), (&12.into(), &"room".into()));
-    assert!(said(run(&fixture, &["verify"])).ends_with("ok\n"));
+    assert!(said(fixture.run(&["verify"])).ends_with("ok\n"));
 }
 
 #[test]
 fn features_leave_and_come_back_and_a_copy_takes_the_place_of_a_gallery() {
     let fixture = Fixture::ingested().unwrap();
-    let (bundle, listed) = (workspace::bundle(), || said(run(&fixture, &["list", "--json"])));
+    let (bundle, listed) = (workspace::bundle(), || said(fixture.run(&["list", "--json"])));
     let (before, server) = (listed(), fixture.serve().unwrap());
     let path = |name: &str| fixture.path(name).to_str().unwrap().to_owned();
     for name in ["features.npy", "features.safetensors"] {
-        said(run(&fixture, &["export", &path(name), &path("images.csv")]));
+        said(fixture.run(&["export", &path(name), &path("images.csv")]));
         // A list as `list` prints it: what follows the first tab is passed over.
-        std::fs::write(path("ids.txt"), said(run(&fixture, &["list"]))).unwrap();
-        said(run(&fixture, &["remove", "--from", &path("ids.txt")]));
+        std::fs::write(path("ids.txt"), said(fixture.run(&["list"]))).unwrap();
+        said(fixture.run(&["remove", "--from", &path("ids.txt")]));
         assert_eq!(listed(), "");
         let import = ["import", &path(name), &path("images.csv"), "--bundle", bundle.to_str().unwrap()];
-        assert_eq!(said(run(&fixture, &import)), "imported 12\n");
+        assert_eq!(said(fixture.run(&import)), "imported 12\n");
         assert_eq!(listed(), before, "{name}");
     }
-    assert!(
-        complaint(&run(&fixture, &["export", &path("features.txt"), &path("images.csv")])).contains(".npy")
-    );
+    assert!(complaint(fixture.run(&["export", &path("features.txt"), &path("images.csv")])).contains(".npy"));
 
-    said(run(&fixture, &["backup", &path("copy")]));
-    assert!(complaint(&run(&fixture, &["backup", &path("copy")])).contains("holds a gallery already"));
+    said(fixture.run(&["backup", &path("copy")]));
+    assert!(complaint(fixture.run(&["backup", &path("copy")])).contains("holds a gallery already"));
     let query = &fixture.queries[1];
-    said(run(&fixture, &["remove", &query.answer]));
-    said(run(&fixture, &["compact"]));
-    said(run(&fixture, &["restore", &path("copy")]));
+    said(fixture.run(&["remove", &query.answer]));
+    said(fixture.run(&["compact"]));
+    said(fixture.run(&["restore", &path("copy")]));
     assert_eq!(listed(), before);
     let is_there = |answer: &Answer| answer.matches.iter().any(|found| found.image == query.answer);
     until(&fixture, &server, &query.photo, "restored", is_there);
-    assert!(complaint(&run(&fixture, &["remove", "no such image"])).contains("`list` shows"));
-    assert!(complaint(&run(&fixture, &["restore", &path("nowhere")])).contains("nowhere"));
+    assert!(complaint(fixture.run(&["remove", "no such image"])).contains("`list` shows"));
+    assert!(complaint(fixture.run(&["restore", &path("nowhere")])).contains("nowhere"));
 }
 
 #[test]
@@ -114,11 +94,11 @@ fn tables_and_features_that_do_not_belong_together_are_refused_by_name() {
     let fixture = Fixture::ingested().unwrap();
     let bundle = workspace::bundle();
     let path = |name: &str| fixture.path(name).to_str().unwrap().to_owned();
-    said(run(&fixture, &["export", &path("f.npy"), &path("i.csv")]));
+    said(fixture.run(&["export", &path("f.npy"), &path("i.csv")]));
     let table = std::fs::read_to_string(path("i.csv")).unwrap();
     let import = |features: &str, csv: &str| {
         std::fs::write(path("x.csv"), csv).unwrap();
-        complaint(&run(&fixture, &["import", features, &path("x.csv"), "--bundle", bundle.to_str().unwrap()]))
+        complaint(fixture.run(&["import", features, &path("x.csv"), "--bundle", bundle.to_str().unwrap()]))
     };
     let features = path("f.npy");
     assert!(import(&features, "label\nx\n").contains("no column id"));
@@ -131,7 +111,7 @@ fn tables_and_features_that_do_not_belong_together_are_refused_by_name() {
     let long: Vec<f32> = vec![2.0; 12 * 224];
     glimpse_tests::durability::write_npy(fixture.path("long.npy").as_path(), 224, &long).unwrap();
     assert!(import(&path("long.npy"), &table).contains("not a finite unit vector"));
-    assert_eq!(said(run(&fixture, &["list"])).lines().count(), 12);
+    assert_eq!(said(fixture.run(&["list"])).lines().count(), 12);
 }
 
 #[test]

@@ -4,12 +4,12 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use glimpse_tests::authority::private;
 use glimpse_tests::device::Device;
 use glimpse_tests::fixture::Fixture;
+use glimpse_tests::programs::{complaint, said};
 use glimpse_tests::server::Server;
 use glimpse_tests::workspace;
 use serde_json::Value;
@@ -28,14 +28,14 @@ struct Site {
 impl Site {
     fn new() -> Self {
         let fixture = Fixture::ingested().unwrap();
-        let key = said(run(&fixture, &["models", "key"])).trim().to_owned();
+        let key = said(fixture.run(&["models", "key"])).trim().to_owned();
         let second = fixture.another_network().unwrap();
         let ids = [&workspace::bundle().join("query.onnx"), &second].map(|path| blake3(path));
         Self { fixture, key, second, ids }
     }
 
     fn push(&self, whom: &[&str]) -> String {
-        said(run(&self.fixture, &[&["models", "push", self.second.to_str().unwrap()], whom].concat()))
+        said(self.fixture.run(&[&["models", "push", self.second.to_str().unwrap()], whom].concat()))
     }
 
     /// A device with a password, a camera and a folder for networks.
@@ -78,23 +78,6 @@ impl Site {
 
 fn blake3(path: &Path) -> String {
     blake3::hash(&std::fs::read(path).unwrap()).to_hex().to_string()
-}
-
-fn run(fixture: &Fixture, words: &[&str]) -> Output {
-    let mut command: Command = fixture.programs.gallery();
-    command.args(words).arg("--gallery").arg(fixture.gallery()).output().unwrap()
-}
-
-fn said(output: Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn complaint(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1));
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(message.contains("error: ") && !message.contains("panicked"), "{message}");
-    message
 }
 
 /// What the console shows of devices and roll-outs.
@@ -172,12 +155,12 @@ fn a_network_reaches_the_devices_of_its_group_and_no_other() {
     site.take("door-1", 1);
     assert!(site.fixture.queries[1].rank(&door.answer().unwrap()).is_some());
 
-    let listed = said(run(&site.fixture, &["models", "list", "--json"]));
+    let listed = said(site.fixture.run(&["models", "list", "--json"]));
     let listed: Value = serde_json::from_str(&listed).unwrap();
     let serial = listed[0]["serial"].to_string();
     assert_eq!((&listed[0]["model"], &listed[0]["to"]), (&second.as_str().into(), &"group entrance".into()));
-    said(run(&site.fixture, &["models", "stop", &serial]));
-    assert!(said(run(&site.fixture, &["models", "list"])).contains("stopped 2"));
+    said(site.fixture.run(&["models", "stop", &serial]));
+    assert!(said(site.fixture.run(&["models", "list"])).contains("stopped 2"));
     let audit = std::fs::read_to_string(site.fixture.gallery().join("access/audit.jsonl")).unwrap();
     assert!(audit.contains("\"push\"") && audit.contains("\"stop\""), "{audit}");
 }
@@ -275,19 +258,19 @@ fn mistakes_of_a_push_are_told_and_change_nothing() {
     let fixture = Fixture::ingested().unwrap();
     let network = workspace::bundle().join("query.onnx");
     let network = network.to_str().unwrap();
-    let push = |words: &[&str]| complaint(&run(&fixture, &[&["models", "push"], words].concat()));
+    let push = |words: &[&str]| complaint(fixture.run(&[&["models", "push"], words].concat()));
     assert!(push(&[network, "--to-all"]).contains("models key"), "there is no key yet");
-    said(run(&fixture, &["models", "key"]));
+    said(fixture.run(&["models", "key"]));
     assert!(push(&["absent.onnx", "--to-all"]).contains("absent.onnx"));
     let gallery = workspace::bundle().join("gallery.onnx");
     assert!(push(&[gallery.to_str().unwrap(), "--to-all"]).contains("gallery.onnx"));
     assert!(push(&[network, "--to", "hall"]).contains("no device is in the group hall"));
     fixture.devices(&["add", "cam-1", "--group", "hall"], "secret\n").unwrap();
     assert!(push(&[network, "--to-device", "cam-2"]).contains("no device cam-2"));
-    assert!(complaint(&run(&fixture, &["models", "stop", "7"])).contains("no roll-out 7"));
-    assert_eq!(said(run(&fixture, &["models", "list"])), "");
+    assert!(complaint(fixture.run(&["models", "stop", "7"])).contains("no roll-out 7"));
+    assert_eq!(said(fixture.run(&["models", "list"])), "");
     let mut elsewhere = fixture.programs.gallery();
     elsewhere.args(["models", "key", "--gallery"]).arg(fixture.path("nowhere"));
-    assert!(complaint(&elsewhere.output().unwrap()).contains("nowhere"));
+    assert!(complaint(elsewhere.output()).contains("nowhere"));
     assert!(!fixture.path("nowhere").exists());
 }
