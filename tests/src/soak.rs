@@ -115,7 +115,7 @@ pub async fn ask_on(
                     tokio::spawn(async move { own.subscribe(topic, QoS::AtLeastOnce).await });
                 }
                 Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                    drop(replies.send(publish.payload.to_vec()))
+                    drop(replies.send(publish.payload.to_vec()));
                 }
                 Ok(_) => {}
                 Err(_) => {
@@ -270,7 +270,7 @@ pub fn misbehave(address: &str, rogue: &str, password: &str, stop: &AtomicBool) 
             }
             4 => {
                 if let Some(mut client) = enter() {
-                    for payload in [&b""[..], b"{", b"\xa1\x00\x01", &[0x9f; 3000], &[0; 100_000]] {
+                    for payload in [&b""[..], b"{", b"\xa1\x00\x01", &[0x9f; 3000], &vec![0; 100_000]] {
                         let _ = client.post(&own("query"), payload, false);
                     }
                 }

@@ -109,7 +109,7 @@ fn until(site: &Site, server: &Server, name: &str, what: &str, holds: impl Fn(&V
     }
 }
 
-fn state<'a>(device: &'a Value) -> (&'a str, &'a str) {
+fn state(device: &Value) -> (&str, &str) {
     (device["model"].as_str().unwrap_or_default(), device["update"]["state"].as_str().unwrap_or_default())
 }
 

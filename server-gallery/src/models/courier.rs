@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::folder::Folder;
 use super::{Counts, Progress, Rollout};
+use crate::access::Registry;
 use crate::access::file::{self, REGISTRY};
 use crate::matcher::Encoding;
 use crate::monitor::{DEVICES_MAX, Device, Monitor};
@@ -105,7 +106,7 @@ impl Source {
             }
             Ok(registry) => registry
                 .iter()
-                .flat_map(|registry| registry.devices())
+                .flat_map(Registry::devices)
                 .filter_map(|(device, known)| Some((device.clone(), known.group.clone()?)))
                 .collect(),
             Err(error) => {

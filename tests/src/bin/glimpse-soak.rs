@@ -352,9 +352,9 @@ fn film(fixture: &Fixture, site: &Site, camera: usize, stop: Arc<AtomicBool>) ->
                 taken.display()
             );
             if answer.error.is_none() && answer.matches.len() == 10 {
-                answered += 1
+                answered += 1;
             } else {
-                unanswered += 1
+                unanswered += 1;
             }
             std::fs::remove_file(taken)?;
             std::thread::sleep(Duration::from_millis(700));
