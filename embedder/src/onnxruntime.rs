@@ -3,6 +3,7 @@
 //! A process loads one library, once ([`load`]). Each thread that runs a network at the same time has a session of its own, with one
 //! thread, so that photos are embedded on all cores side by side, as tract does it.
 
+use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -66,7 +67,11 @@ struct ApiBase {
 /// Looks at a library before `ort` does, which waits for itself for ever where it has to refuse one (2.0.0-rc.12).
 fn check(path: &Path) -> Result<(), String> {
     // SAFETY: loading runs the library's initialisers. It is one that the user named, to be run in this process.
-    let library = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+    let library = unsafe { libloading::Library::new(path) };
+    // What the system's loader said stands behind its "dlopen failed".
+    let said =
+        |error: libloading::Error| error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    let library = library.map_err(said)?;
     // SAFETY: the signature is that of `OrtGetApiBase` in every version of ONNX Runtime's C header.
     let entry = unsafe { library.get::<unsafe extern "system" fn() -> *const ApiBase>(b"OrtGetApiBase") };
     let entry = entry.map_err(|_| "it has no `OrtGetApiBase`".to_owned())?;

@@ -82,7 +82,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let (once, json) = (args.once, args.json);
     let device = configuration(args)?;
     let files = model_files(&device);
-    let encoder = Encoder::new(device.codec, &files, files.describe()?.dimension)?;
+    let home = files.describe()?;
+    let encoder = Encoder::new(device.codec, &files, home.dimension)?;
     let CameraSource::Folder(folder) = &device.camera;
     std::fs::read_dir(folder).with_context(|| format!("cannot list the folder {}", folder.display()))?;
     let camera = FolderCamera::new(folder.clone(), once);
@@ -91,7 +92,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let credentials = Credentials::load(&device.security)?;
     // After everything else that can fail: a network on trial is not to blame for that.
     let (model, updater) = match &device.updates {
-        Some(updates) => update::start(&files, updates).map(|(model, updater)| (model, Some(updater)))?,
+        Some(updates) => {
+            update::start(&files, home, updates).map(|(model, updater)| (model, Some(updater)))?
+        }
         None => (QueryModel::load(&files)?, None),
     };
     let (updating, listening) = Updating::channel();

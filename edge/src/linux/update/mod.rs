@@ -142,12 +142,16 @@ impl Updating {
     }
 }
 
-/// The network to start with, and what the device says of it; the updates wait for the connection.
+/// The network to start with, and what the device says of it; the updates wait for the connection. `home` is the
+/// network of `files`.
 ///
 /// # Errors
 /// A folder that another program uses, and no network that can be used, that of the configuration neither.
-pub fn start(files: &ModelFiles, updates: &Updates) -> Result<(QueryModel, Updater), UpdateError> {
-    let home = files.describe()?;
+pub fn start(
+    files: &ModelFiles,
+    home: Described,
+    updates: &Updates,
+) -> Result<(QueryModel, Updater), UpdateError> {
     let mut slots = Slots::open(&updates.state, home.id)?;
     let running = choose(files, &home, &mut slots)?;
     let updater = Updater {

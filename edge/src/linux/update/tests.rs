@@ -115,7 +115,7 @@ impl Bench {
 
 fn started(files: &ModelFiles, folder: &Path) -> (ModelId, Thread, Updating) {
     let updates = Updates { state: folder.to_owned(), key: key(&SEED).1 };
-    let (model, updater) = start(files, &updates).unwrap();
+    let (model, updater) = start(files, files.describe().unwrap(), &updates).unwrap();
     let (updating, _) = Updating::channel();
     let thread = Thread { updater, link: Link::to_nowhere(), next: updating.next.clone() };
     (model.id(), thread, updating)
