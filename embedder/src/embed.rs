@@ -7,7 +7,7 @@ use image::RgbImage;
 use thiserror::Error;
 
 use crate::metadata::ModelFile;
-use crate::{ModelError, ModelMetadata, Network, Role};
+use crate::{EmbedderOptions, ModelError, ModelMetadata, Network, Role};
 
 /// Why a photo has no embedding.
 #[derive(Debug, Error)]
@@ -37,7 +37,15 @@ impl Embedder {
     /// [`ModelError`] with the path: unreadable, no ONNX file, without our metadata, or with an output that is not
     /// `[N, dimension]`.
     pub fn load(path: &Path) -> Result<Self, ModelError> {
-        Self::load_by(path, Network::build)
+        Self::load_with(path, &EmbedderOptions::default())
+    }
+
+    /// The same, run as the options say.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(path: &Path, options: &EmbedderOptions) -> Result<Self, ModelError> {
+        Self::load_by(path, |file, width, height| Network::build(file, width, height, options))
     }
 
     /// The same in ONNX Runtime, where that [was loaded](crate::onnxruntime::load), and else in tract.

@@ -6,6 +6,8 @@
 //! - [`preprocess`]: pixels to the network's input tensor ([`Preprocessing`]).
 //! - [`metadata`]: what an ONNX file of ours says about itself ([`ModelMetadata`]), and the [`space_id`].
 //! - [`network`]: an ONNX network in tract ([`Network`]).
+//! - `operators`: our own convolutions in its graph, as [`EmbedderOptions`] allow.
+//! - [`profile`]: where its time goes ([`Profile`]).
 //! - [`embed`]: both together ([`Embedder`]).
 //! - [`self_test`]: whether a network works here as it did where it was made.
 //! - [`space`]: the folder that holds a space ([`SpaceBundle`]).
@@ -29,8 +31,11 @@ pub mod metadata;
 pub mod network;
 #[cfg(feature = "onnxruntime")]
 pub mod onnxruntime;
+mod operators;
+pub mod options;
 pub mod photo;
 pub mod preprocess;
+pub mod profile;
 pub mod self_test;
 pub mod space;
 
@@ -38,7 +43,9 @@ pub use embed::{EmbedError, Embedder};
 pub use image::RgbImage;
 pub use metadata::{ModelError, ModelMetadata, Role, read_metadata, space_id};
 pub use network::Network;
+pub use options::EmbedderOptions;
 pub use photo::{PhotoError, decode_photo, read_photo};
 pub use preprocess::Preprocessing;
+pub use profile::{OperatorTime, Profile};
 pub use self_test::{SelfTestError, test_photo};
 pub use space::{QuantizerShape, SpaceBundle, SpaceError};

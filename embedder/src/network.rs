@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 
 use crate::metadata::{ModelError, ModelFile};
+use crate::{EmbedderOptions, Profile, operators, profile};
 
 /// An image network, optimised for one input size: `[1, 3, height, width]` in, any shape out.
 ///
@@ -30,14 +31,27 @@ impl Network {
     /// [`ModelError`] with the path; also where the network has more than one input or output, or does not take
     /// `[N, 3, height, width]`.
     pub fn load(path: &Path, width: u32, height: u32) -> Result<Self, ModelError> {
-        Self::build(&ModelFile::read(path)?, width, height)
+        Self::load_with(path, width, height, &EmbedderOptions::default())
     }
 
-    pub(crate) fn build(file: &ModelFile, width: u32, height: u32) -> Result<Self, ModelError> {
+    /// The same, run as the options say.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(path: &Path, width: u32, height: u32, options: &EmbedderOptions) -> Result<Self, ModelError> {
+        Self::build(&ModelFile::read(path)?, width, height, options)
+    }
+
+    pub(crate) fn build(
+        file: &ModelFile,
+        width: u32,
+        height: u32,
+        options: &EmbedderOptions,
+    ) -> Result<Self, ModelError> {
         let input_shape = [1, 3, height as usize, width as usize];
         let unusable = |reason: String| ModelError::Unusable { path: file.path.clone(), reason };
         // tract has assertions that a foreign model can reach: to us they are one more reason why it cannot be run.
-        let (plan, output_shape) = catch_unwind(AssertUnwindSafe(|| optimise(file, input_shape)))
+        let (plan, output_shape) = catch_unwind(AssertUnwindSafe(|| optimise(file, input_shape, options)))
             .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
             .map_err(|error| unusable(format!("{error:#}")))?;
         Ok(Self { engine: Engine::Tract(plan), input_shape, output_shape })
@@ -95,7 +109,29 @@ impl Network {
     }
 }
 
-fn optimise(file: &ModelFile, input_shape: [usize; 4]) -> TractResult<(Arc<TypedRunnableModel>, Vec<usize>)> {
+impl Network {
+    /// Time by operator, of `runs` runs on one tensor as [`run`](Self::run) takes it.
+    ///
+    /// # Errors
+    /// A sentence where the tensor has another length, the engine fails, or it is another engine than tract.
+    pub fn profile(&self, tensor: &[f32], runs: usize) -> Result<Profile, String> {
+        match &self.engine {
+            Engine::Tract(plan) => {
+                let profile = Tensor::from_shape(&self.input_shape, tensor)
+                    .and_then(|input| profile::profile(plan, &input, runs.max(1)));
+                profile.map_err(|error| format!("{error:#}"))
+            }
+            #[cfg(feature = "onnxruntime")]
+            Engine::OnnxRuntime(_) => Err("ONNX Runtime does not say where its time goes".to_owned()),
+        }
+    }
+}
+
+fn optimise(
+    file: &ModelFile,
+    input_shape: [usize; 4],
+    options: &EmbedderOptions,
+) -> TractResult<(Arc<TypedRunnableModel>, Vec<usize>)> {
     let model = onnx().model_for_proto_model(&file.proto)?;
     let (inputs, outputs) = (model.input_outlets()?.len(), model.output_outlets()?.len());
     if (inputs, outputs) != (1, 1) {
@@ -109,5 +145,6 @@ fn optimise(file: &ModelFile, input_shape: [usize; 4]) -> TractResult<(Arc<Typed
         fact.shape.as_concrete().map(<[usize]>::to_vec).filter(|_| fact.datum_type == f32::datum_type());
     let output_shape =
         output_shape.ok_or_else(|| TractError::msg("its output is not a float tensor of known shape"))?;
+    let model = operators::rewrite(model, options)?;
     Ok((model.into_decluttered()?.into_optimized()?.into_runnable()?, output_shape))
 }

@@ -128,9 +128,12 @@ impl Sessions {
 
 fn session(bytes: &[u8]) -> Result<Session, String> {
     let made = || -> ort::Result<Session> {
-        let builder = Session::builder()?.with_intra_threads(1)?;
-        // Its kernels for signed 8-bit weights saturate on processors without VNNI; with this it takes others.
-        let mut builder = builder.with_config_entry("session.x64quantprecision", "1")?;
+        let mut builder = Session::builder()?.with_intra_threads(1)?;
+        // Its kernels for signed 8-bit weights saturate on processors without VNNI; with this it takes others, which are slower.
+        #[cfg(target_arch = "x86_64")]
+        if !std::is_x86_feature_detected!("avx512vnni") && !std::is_x86_feature_detected!("avxvnni") {
+            builder = builder.with_config_entry("session.x64quantprecision", "1")?;
+        }
         builder.commit_from_memory(bytes)
     };
     made().map_err(|error| error.to_string())

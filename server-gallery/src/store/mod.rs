@@ -19,6 +19,7 @@
 //!
 //! In reading order: `image` (what is stored), `write`, `read`, `migrate` (galleries of earlier formats).
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
 use glimpse_protocol::SpaceId;
@@ -250,6 +251,38 @@ fn contained<T>(path: &Path, work: impl FnOnce() -> Result<T, StoreError>) -> Re
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(StoreError::Damaged { path: path.to_owned(), reason: "a page of it cannot be read".to_owned() })
     })
+}
+
+/// A part of the database that is dropped as [`contained`] runs: redb reads and writes pages then, too.
+struct Contained<T>(Option<T>);
+
+impl<T> Contained<T> {
+    const fn new(part: T) -> Self {
+        Self(Some(part))
+    }
+}
+
+impl<T> Deref for Contained<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("it is taken only when this is dropped")
+    }
+}
+
+impl<T> DerefMut for Contained<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("it is taken only when this is dropped")
+    }
+}
+
+impl<T> Drop for Contained<T> {
+    fn drop(&mut self) {
+        let part = self.0.take();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(part))).is_err() {
+            tracing::warn!("a gallery could not be closed: a page of it cannot be read");
+        }
+    }
 }
 
 /// `None` for a database that has just been made.

@@ -11,7 +11,7 @@ use redb::{
 };
 
 use super::{
-    CHANGES, CONTENTS, Content, FEATURES, FILE, FileId, Header, Image, META, Meta, READ_CACHE_BYTES, RECORDS,
+    CHANGES, CONTENTS, Contained, Content, FEATURES, FILE, FileId, Header, Image, META, Meta, READ_CACHE_BYTES, RECORDS,
     RecordRow, State, Store, StoreError, builder, contained, database_error, image_of, open_error,
     read_header,
 };
@@ -25,7 +25,7 @@ const SCRATCH_FROM: usize = 64 << 20;
 
 /// A gallery open for reading, also while others write to it.
 pub struct Reader {
-    database: Handle,
+    database: Contained<Handle>,
     path: PathBuf,
     file: FileId,
 }
@@ -70,7 +70,7 @@ impl Reader {
                 }
                 Err(error) => return Err(open_error(&path, error)),
             };
-            Ok(Self { database, file, path: path.clone() })
+            Ok(Self { database: Contained::new(database), file, path: path.clone() })
         })?;
         // What cannot be read at all is found here.
         reader.now()?;
@@ -88,21 +88,22 @@ impl Reader {
     /// When it cannot be read.
     pub fn now(&self) -> Result<Committed, StoreError> {
         contained(&self.path, || {
-            let read = match &self.database {
+            let read = match &*self.database {
                 Handle::ReadOnly(database) => database.begin_read(),
                 Handle::Repaired(database) => database.begin_read(),
             };
             let read = read.map_err(|error| database_error(&self.path, error.into()))?;
             let header = read_header(read.open_table(META), &self.path)?;
             let empty = || StoreError::Damaged { path: self.path.clone(), reason: "it is empty".to_owned() };
-            Ok(Committed { read, header: header.ok_or_else(empty)?, path: self.path.clone() })
+            let header = header.ok_or_else(empty)?;
+            Ok(Committed { read: Contained::new(read), header, path: self.path.clone() })
         })
     }
 }
 
 /// One generation of a gallery. While it is held, the pages that it needs are not used again.
 pub struct Committed {
-    read: ReadTransaction,
+    read: Contained<ReadTransaction>,
     header: Header,
     path: PathBuf,
 }

@@ -361,6 +361,12 @@ fn a_damaged_file_is_an_error_and_never_another_gallery() {
         bytes[place] ^= 0x55;
         check(&bytes, &format!("byte {place}"));
     }
+    // The header, which says which of two commits counts, bit by bit.
+    for bit in 0..8 * 320 {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        check(&bytes, &format!("bit {bit}"));
+    }
     for length in (0..whole.len()).step_by(whole.len() / 60) {
         check(&whole[..length], &format!("length {length}"));
     }

@@ -9,7 +9,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata as _
 
 use super::image::encode_feature;
 use super::{
-    CHANGES, CONTENTS, Committed, Content, FEATURES, FILE, FORMAT, FileId, Header, Image, META, Meta,
+    CHANGES, CONTENTS, Committed, Contained, Content, FEATURES, FILE, FORMAT, FileId, Header, Image, META, Meta,
     RECORDS, RecordRow, StoreError, WRITE_CACHE_BYTES, builder, contained, database_error, image_of, migrate,
     open_error, read_header,
 };
@@ -20,7 +20,7 @@ const CHANGES_MAX: u64 = 200_000;
 /// A gallery open for writing. Several processes may have it open; commits wait for one another. Dropping it loses nothing:
 /// every [`Store::put`] has been committed.
 pub struct Store {
-    pub(super) database: Database,
+    pub(super) database: Contained<Database>,
     path: PathBuf,
     /// Which file was opened: a restore puts another in its place.
     file: FileId,
@@ -78,7 +78,7 @@ impl Store {
         if before.is_some() && before != file {
             return Err(StoreError::Replaced(path));
         }
-        Ok(Self { database, path, file, meta })
+        Ok(Self { database: Contained::new(database), path, file, meta })
     }
 
     /// What the gallery is, as of our last commit.
@@ -430,9 +430,11 @@ impl Store {
     /// # Errors
     /// When there is no transaction to be had, or the exchange fails.
     pub fn replaced_by(self, exchange: impl FnOnce() -> std::io::Result<()>) -> Result<(), StoreError> {
-        let failed = |error: redb::Error| database_error(&self.path, error);
-        let write = self.database.begin_write().map_err(|error| failed(error.into()))?;
-        exchange().map_err(|source| StoreError::Io { path: self.path.clone(), source })?;
-        write.abort().map_err(|error| failed(error.into()))
+        contained(&self.path, || {
+            let failed = |error: redb::Error| database_error(&self.path, error);
+            let write = self.database.begin_write().map_err(|error| failed(error.into()))?;
+            exchange().map_err(|source| StoreError::Io { path: self.path.clone(), source })?;
+            write.abort().map_err(|error| failed(error.into()))
+        })
     }
 }

@@ -1,0 +1,169 @@
+//! The embedder beside ONNX Runtime: what `make bench-embed` runs, see `embedder/bench/run.sh`.
+//!
+//! `bench_embed speed` measures in one process, engines taking turns on the same tensor, one thread each. `bench_embed infer` runs
+//! one engine so many times, for a tool that counts its instructions from outside.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use glimpse_embedder::{Embedder, EmbedderOptions, Network, ModelMetadata, decode_photo, onnxruntime, read_metadata};
+use serde_json::json;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let mut options = BTreeMap::new();
+    while let Some(name) = arguments.next() {
+        options.insert(name, arguments.next().ok_or("a value for each option")?);
+    }
+    let get = |name: &str| options.get(name).cloned().ok_or_else(|| format!("{name} is missing"));
+    match command.as_str() {
+        "speed" => speed(&Speed {
+            f32: get("--f32")?.into(),
+            int8: get("--int8")?.into(),
+            library: get("--onnxruntime")?.into(),
+            photo: get("--photo")?.into(),
+            turns: get("--turns")?.parse()?,
+        }),
+        "profile" => {
+            let model: PathBuf = get("--model")?.into();
+            let metadata = read_metadata(&model)?;
+            let network = load(&get("--engine")?, &model, &metadata)?;
+            println!("{}", network.profile(&vec![0.1; metadata.preprocessing.tensor_len()], 20)?);
+            Ok(())
+        }
+        "infer" => {
+            if let Ok(library) = get("--onnxruntime") {
+                onnxruntime::load(&PathBuf::from(library))?;
+            }
+            infer(&get("--engine")?, get("--model")?.into(), get("--times")?.parse()?)
+        }
+        _ => Err("bench_embed speed|infer, with options; see embedder/bench/run.sh".into()),
+    }
+}
+
+struct Speed {
+    f32: PathBuf,
+    int8: PathBuf,
+    library: PathBuf,
+    photo: PathBuf,
+    turns: usize,
+}
+
+/// One engine with one network.
+struct Runner {
+    name: &'static str,
+    network: Network,
+    times: Vec<Duration>,
+}
+
+fn load(engine: &str, model: &PathBuf, metadata: &ModelMetadata) -> Result<Network, Failure> {
+    let (width, height) = (metadata.preprocessing.width, metadata.preprocessing.height);
+    Ok(match engine {
+        "ours" => Network::load(model, width, height)?,
+        "tract" => Network::load_with(model, width, height, &EmbedderOptions::engine_alone())?,
+        "onnxruntime" => Network::load_in_onnxruntime(model, width, height)?,
+        _ => return Err("engines are ours, tract and onnxruntime".into()),
+    })
+}
+
+/// Time that this process has had on processors, all threads together.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
+    let start = cpu_time();
+    let result = run();
+    (result, cpu_time() - start)
+}
+
+fn speed(speed: &Speed) -> Result<(), Failure> {
+    onnxruntime::load(&speed.library)?;
+    let metadata = read_metadata(&speed.f32)?;
+    let jpeg = std::fs::read(&speed.photo)?;
+    let photo = decode_photo(&jpeg)?;
+    let tensor = metadata.preprocessing.tensor(&photo);
+    let mut runners = Vec::new();
+    for (name, engine, model) in [
+        ("f32_ours", "ours", &speed.f32),
+        ("f32_tract", "tract", &speed.f32),
+        ("f32_onnxruntime", "onnxruntime", &speed.f32),
+        ("int8_ours", "ours", &speed.int8),
+        ("int8_tract", "tract", &speed.int8),
+        ("int8_onnxruntime", "onnxruntime", &speed.int8),
+    ] {
+        runners.push(Runner { name, network: load(engine, model, &metadata)?, times: Vec::new() });
+    }
+    let embedder = Embedder::load(&speed.f32)?;
+    let (mut decoding, mut resizing, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    for turn in 0..speed.turns + 3 {
+        for runner in &mut runners {
+            let (output, time) = timed(|| runner.network.run(&tensor));
+            output?;
+            // The first turns fill caches.
+            if turn >= 3 {
+                runner.times.push(time);
+            }
+        }
+        let (photo, decoded) = timed(|| decode_photo(&jpeg));
+        let photo = photo?;
+        let (tensor, resized) = timed(|| metadata.preprocessing.tensor(&photo));
+        let (embedding, ran) = timed(|| embedder.embed_tensor(&tensor));
+        embedding?;
+        if turn >= 3 {
+            decoding.push(decoded);
+            resizing.push(resized);
+            whole.push(decoded + resized + ran);
+        }
+    }
+    let median = |times: &[Duration]| {
+        let mut times = times.to_vec();
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1e3
+    };
+    let milliseconds: BTreeMap<&str, f64> =
+        runners.iter().map(|runner| (runner.name, median(&runner.times))).collect();
+    // A ratio for each turn, so that what disturbs both disturbs neither.
+    let ratio = |ours: &str, theirs: &str| {
+        let of = |name: &str| runners.iter().find(|runner| runner.name == name).map(|runner| &runner.times);
+        let (Some(ours), Some(theirs)) = (of(ours), of(theirs)) else { return f64::NAN };
+        let mut ratios: Vec<f64> =
+            ours.iter().zip(theirs).map(|(ours, theirs)| ours.as_secs_f64() / theirs.as_secs_f64()).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios[ratios.len() / 2]
+    };
+    let report = json!({
+        "turns": speed.turns,
+        "instructions": EmbedderOptions::default().isa.name(),
+        "cpu_ms": milliseconds,
+        "f32_ratio_to_onnxruntime": ratio("f32_ours", "f32_onnxruntime"),
+        "f32_tract_ratio_to_onnxruntime": ratio("f32_tract", "f32_onnxruntime"),
+        "int8_ratio_to_onnxruntime": ratio("int8_ours", "int8_onnxruntime"),
+        "int8_tract_ratio_to_onnxruntime": ratio("int8_tract", "int8_onnxruntime"),
+        "photo": [photo.width(), photo.height()],
+        "decode_ms": median(&decoding),
+        "resize_ms": median(&resizing),
+        "whole_ms": median(&whole),
+        "preprocess_share": (median(&decoding) + median(&resizing)) / median(&whole),
+    });
+    println!("{report:#}");
+    Ok(())
+}
+
+fn infer(engine: &str, model: PathBuf, times: usize) -> Result<(), Failure> {
+    let metadata = read_metadata(&model)?;
+    let network = load(engine, &model, &metadata)?;
+    let tensor: Vec<f32> =
+        (0..metadata.preprocessing.tensor_len()).map(|i| ((i * 37 % 255) as f32 - 127.0) / 128.0).collect();
+    let mut last = Vec::new();
+    for _ in 0..times {
+        last = network.run(&tensor)?;
+    }
+    println!("{:?}", &last.get(..4));
+    Ok(())
+}

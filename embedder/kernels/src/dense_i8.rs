@@ -1,0 +1,399 @@
+//! int8 convolutions that look at all channels.
+//!
+//! As [`crate::Dense`], but the values of windows have to lie one after the other, eight at a time: those of 1x1 convolutions of
+//! so many channels do, all others are copied. A byte is a quarter of a float, and copies of them are cheap.
+
+#![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
+
+use std::ops::Range;
+
+use crate::bytes::{DEPTH, Dots, Reals as _, Rounding};
+use crate::bytes_portable::Sums;
+#[cfg(target_arch = "aarch64")]
+use crate::bytes_neon::{Dotted, Widened};
+#[cfg(target_arch = "x86_64")]
+use crate::bytes_x86::{Half, Wide};
+use crate::dense::panel_widths;
+use crate::lanes::Lanes;
+use crate::shape::{Line, flat, flat_mut};
+use crate::{Clamp, Isa, Window};
+
+/// Bytes of copied windows that all panels look at together.
+const BLOCK_BYTES: usize = 64 << 10;
+
+/// Windows that they look at together, at least.
+const BLOCK_ROWS_MIN: usize = 64;
+
+/// Registers in a panel, at most.
+const REGISTERS_MAX: usize = 3;
+
+/// Weights of a convolution of bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Integers<'a> {
+    /// `[output channels, input channels a group, kernel height, kernel width]`, none of them -128.
+    pub weights: &'a [i8],
+    /// Of each output channel: what one step of its sums stands for.
+    pub steps: &'a [f32],
+    /// Of each output channel, in those steps.
+    pub bias: &'a [i32],
+    /// The byte that stands for zero in the input.
+    pub zero_point: u8,
+}
+
+/// What a convolution of bytes writes: real numbers, bytes, or both, `[height, width, output channels]`.
+#[derive(Debug, Default)]
+pub struct Outputs<'a> {
+    /// After the clamp.
+    pub real: Option<&'a mut [f32]>,
+    /// The same as bytes, by the convolution's [`Rounding`].
+    pub bytes: Option<&'a mut [u8]>,
+}
+
+impl Outputs<'_> {
+    /// # Panics
+    /// Where one has another length.
+    pub(crate) fn check(&self, length: usize, rounding: Option<Rounding>) {
+        assert!(self.real.as_ref().is_none_or(|real| real.len() == length), "real numbers of the shape");
+        assert!(self.bytes.as_ref().is_none_or(|bytes| bytes.len() == length), "bytes of the shape");
+        assert!(self.bytes.is_none() || rounding.is_some(), "a rounding for the bytes");
+    }
+}
+
+/// A convolution of bytes with all channels, its weights packed for one set of instructions. Input and output are channels last.
+#[derive(Debug, Clone)]
+pub struct DenseI8 {
+    isa: Isa,
+    channels: [usize; 2],
+    window: Window,
+    clamp: Clamp,
+    rounding: Option<Rounding>,
+    /// The byte of a pixel beyond the edge, as bytes lie in memory.
+    edge: u8,
+    /// Values of a window, a multiple of [`DEPTH`].
+    depth: usize,
+    panels: Vec<Panel>,
+    weights: Vec<Line<i8, 64>>,
+    bias: Vec<Line<i32, 16>>,
+    steps: Vec<Line<f32, 16>>,
+}
+
+#[derive(Debug, Clone)]
+struct Panel {
+    channels: Range<usize>,
+    registers: usize,
+    weights: usize,
+    /// Of its bias and its steps.
+    lanes: usize,
+}
+
+impl DenseI8 {
+    /// Packs weights.
+    ///
+    /// # Panics
+    /// Where their lengths are not those that the shape says.
+    pub fn new(
+        isa: Isa,
+        channels: [usize; 2],
+        window: Window,
+        integers: Integers<'_>,
+        clamp: Clamp,
+        rounding: Option<Rounding>,
+    ) -> Self {
+        let [inputs, outputs] = channels;
+        let taps = window.kernel[0] * window.kernel[1];
+        assert_eq!(integers.weights.len(), inputs * outputs * taps, "weights for every channel and pixel");
+        assert!(integers.steps.len() == outputs && integers.bias.len() == outputs, "steps and biases of each channel");
+        let isa = isa.or_portable();
+        let width = isa.dot_width();
+        let depth = (inputs * taps).next_multiple_of(DEPTH);
+        let (mut panels, mut weights_at, mut lanes_at, mut channel) = (Vec::new(), 0, 0, 0);
+        for registers in panel_widths(outputs.div_ceil(width), REGISTERS_MAX) {
+            let end = (channel + registers * width).min(outputs);
+            panels.push(Panel { channels: channel..end, registers, weights: weights_at, lanes: lanes_at });
+            weights_at += (registers * width * depth).next_multiple_of(64);
+            lanes_at += (registers * width).next_multiple_of(16);
+            channel = end;
+        }
+        let mut packed = vec![Line([0_i8; 64]); weights_at / 64];
+        let mut bias = vec![Line([0_i32; 16]); lanes_at / 16];
+        let mut steps = vec![Line([0_f32; 16]); lanes_at / 16];
+        let zero = i32::from(integers.zero_point) - isa.flip_offset();
+        for panel in &panels {
+            for (lane, channel) in panel.channels.clone().enumerate() {
+                let weights = &integers.weights[channel * inputs * taps..][..inputs * taps];
+                for value in 0..inputs * taps {
+                    // `[depth / 8][registers][2][width][4]`
+                    let block = panel.weights + value / DEPTH * panel.registers * width * DEPTH;
+                    let place = lane / width * width * DEPTH + value % DEPTH / 4 * width * 4 + lane % width * 4 + value % 4;
+                    flat_mut(&mut packed)[block + place] = weights[value % inputs * taps + value / inputs];
+                }
+                let sum: i32 = weights.iter().map(|weight| i32::from(*weight)).sum();
+                // What the input's zero point adds to each sum.
+                flat_mut(&mut bias)[panel.lanes + lane] =
+                    integers.bias[channel].wrapping_sub(zero.wrapping_mul(sum));
+                flat_mut(&mut steps)[panel.lanes + lane] = integers.steps[channel];
+            }
+        }
+        let edge = integers.zero_point ^ isa.flip();
+        Self { isa, channels, window, clamp, rounding, edge, depth, panels, weights: packed, bias, steps }
+    }
+
+    /// Input and output channels.
+    pub const fn channels(&self) -> [usize; 2] {
+        self.channels
+    }
+
+    /// Where it looks.
+    pub const fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Convolves one image of `height` x `width` pixels. What `residual`, of the output's shape, holds is added before the clamp.
+    ///
+    /// # Panics
+    /// Where a slice has another length than the shape says, bytes are wanted without a rounding, or the kernel does not fit.
+    pub fn run(&self, image: [usize; 2], input: &[u8], residual: Option<&[f32]>, mut outputs: Outputs<'_>) {
+        let size = self.window.output(image).expect("the kernel fits into the image");
+        let pixels = size[0] * size[1];
+        let length = pixels * self.channels[1];
+        assert_eq!(input.len(), image[0] * image[1] * self.channels[0], "an input of the shape");
+        assert!(residual.is_none_or(|residual| residual.len() == length), "a residual of the shape");
+        outputs.check(length, self.rounding);
+        let mut rows = Rows {
+            from: input.as_ptr(),
+            count: pixels,
+            first: 0,
+            residual: residual.map_or(core::ptr::null(), <[f32]>::as_ptr),
+            real: outputs.real.as_mut().map_or(core::ptr::null_mut(), |real| real.as_mut_ptr()),
+            bytes: outputs.bytes.as_mut().map_or(core::ptr::null_mut(), |bytes| bytes.as_mut_ptr()),
+        };
+        if self.window == Window::POINT && self.channels[0] == self.depth {
+            // SAFETY: all pixels of input and outputs, whose lengths were held against the shape.
+            return unsafe { self.multiply(rows) };
+        }
+        let block = (BLOCK_BYTES / self.depth).max(BLOCK_ROWS_MIN).min(pixels);
+        // Each window is copied in steps of 16 bytes, the last of which may go beyond it.
+        let mut windows = vec![0; block * self.depth + COPY];
+        for first in (0..pixels).step_by(block) {
+            let count = block.min(pixels - first);
+            for window in 0..count {
+                let place = [(first + window) / size[1], (first + window) % size[1]];
+                self.copy_window(image, input, place, &mut windows[window * self.depth..]);
+            }
+            rows = Rows { from: windows.as_ptr(), count, first, ..rows };
+            // SAFETY: as many windows as were copied, and their places in the outputs.
+            unsafe { self.multiply(rows) };
+        }
+    }
+
+    /// Copies the values of a window to the beginning of `to`, which may be written up to [`COPY`] bytes beyond.
+    #[inline]
+    fn copy_window(&self, image: [usize; 2], input: &[u8], place: [usize; 2], to: &mut [u8]) {
+        let inputs = self.channels[0];
+        let [height, width] = self.window.kernel;
+        let (rows, top) = self.window.part(0, image[0], place[0]);
+        let (columns, left) = self.window.part(1, image[1], place[1]);
+        let whole = rows.len() == height && columns.len() == width;
+        if !whole {
+            to[..height * width * inputs].fill(self.edge);
+        }
+        for (line, y) in rows.enumerate() {
+            let from = &input[((top + line) * image[1] + left) * inputs..];
+            let to = &mut to[(y * width + columns.start) * inputs..];
+            let length = columns.len() * inputs;
+            // What is written beyond is written over by the next row, or the next window.
+            if whole && length <= COPY && from.len() >= COPY {
+                to[..COPY].copy_from_slice(&from[..COPY]);
+            } else {
+                to[..length].copy_from_slice(&from[..length]);
+            }
+        }
+    }
+
+    /// # Safety
+    /// `rows.from` is valid for `count` windows of `depth` bytes; `real`, `bytes` and `residual`, if they are not null, for `first + count`
+    /// rows of output channels.
+    unsafe fn multiply(&self, rows: Rows) {
+        // SAFETY: the caller's; and `isa` is what this processor has.
+        unsafe {
+            match self.isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => multiply::<Wide>(self, rows, &avx512::TILES),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => multiply::<Half>(self, rows, &avx2::TILES),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => multiply::<Widened>(self, rows, &neon::TILES),
+                #[cfg(target_arch = "aarch64")]
+                Isa::NeonDot => multiply::<Dotted>(self, rows, &neon_dot::TILES),
+                _ => multiply::<Sums>(self, rows, &portable::TILES),
+            }
+        }
+    }
+}
+
+/// Bytes that are copied at once.
+const COPY: usize = 16;
+
+/// Windows one after the other, and where their outputs go.
+#[derive(Clone, Copy)]
+struct Rows {
+    from: *const u8,
+    count: usize,
+    /// The pixel of the output that the first window makes.
+    first: usize,
+    residual: *const f32,
+    real: *mut f32,
+    bytes: *mut u8,
+}
+
+/// Some rows of one panel.
+struct Tile {
+    from: *const u8,
+    depth: usize,
+    weights: *const i8,
+    bias: *const i32,
+    steps: *const f32,
+    residual: *const f32,
+    real: *mut f32,
+    bytes: *mut u8,
+    /// From one row of the output to the next.
+    outputs: usize,
+    /// Output channels in the last register.
+    last: usize,
+    clamp: Clamp,
+    rounding: Rounding,
+}
+
+type RunTile = unsafe fn(&Tile);
+type Tiles = [&'static [RunTile]; REGISTERS_MAX];
+
+/// # Safety
+/// As [`DenseI8::multiply`]; and the processor has the instructions of the tiles, whose registers have the width of `D`.
+unsafe fn multiply<D: Dots>(dense: &DenseI8, rows: Rows, tiles: &Tiles) {
+    let outputs = dense.channels[1];
+    let (weights, bias, steps) = (flat(&dense.weights), flat(&dense.bias), flat(&dense.steps));
+    let most = (BLOCK_BYTES / dense.depth).max(BLOCK_ROWS_MIN);
+    let mut done = 0;
+    while done < rows.count {
+        let block = most.min(rows.count - done);
+        for panel in &dense.panels {
+            let run = tiles[panel.registers - 1];
+            let parts = block.div_ceil(run.len());
+            let mut first = done;
+            for part in 0..parts {
+                let count = block / parts + usize::from(part < block % parts);
+                let skip = (rows.first + first) * outputs + panel.channels.start;
+                // SAFETY: rows `first..first + count` are among the caller's; the panel's weights, bias and steps lie where it says; null
+                // stays null, for it is not dereferenced.
+                unsafe {
+                    run[count - 1](&Tile {
+                        from: rows.from.add(first * dense.depth),
+                        depth: dense.depth,
+                        weights: weights[panel.weights..].as_ptr(),
+                        bias: bias[panel.lanes..].as_ptr(),
+                        steps: steps[panel.lanes..].as_ptr(),
+                        residual: skipped(rows.residual.cast_mut(), skip),
+                        real: skipped(rows.real, skip),
+                        bytes: skipped(rows.bytes, skip),
+                        outputs,
+                        last: panel.channels.len() - (panel.registers - 1) * D::WIDTH,
+                        clamp: dense.clamp,
+                        rounding: dense.rounding.unwrap_or(Rounding { step: 1.0, zero_point: 0 }),
+                    });
+                }
+                first += count;
+            }
+        }
+        done += block;
+    }
+}
+
+fn skipped<T>(pointer: *mut T, count: usize) -> *mut T {
+    if pointer.is_null() { pointer } else { pointer.wrapping_add(count) }
+}
+
+/// `ROWS` rows of a panel of `REGISTERS` registers.
+///
+/// # Safety
+/// All that the tile says can be read and written; and the processor has the instructions of `D`, which the function that this
+/// is inlined into enables.
+#[inline(always)]
+unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, flip: i32) {
+    // SAFETY: the caller's, for every line.
+    unsafe {
+        let mut sums = [[D::zero(); REGISTERS]; ROWS];
+        let mut weights = tile.weights;
+        for value in (0..tile.depth).step_by(DEPTH) {
+            let row: [D::Weights; REGISTERS] =
+                core::array::from_fn(|r| D::weights(weights.add(r * D::WIDTH * DEPTH)));
+            for (pixel, sums) in sums.iter_mut().enumerate() {
+                let bytes = D::bytes(tile.from.add(pixel * tile.depth + value));
+                for (sum, weights) in sums.iter_mut().zip(row) {
+                    *sum = sum.dot(bytes, weights);
+                }
+            }
+            weights = weights.add(REGISTERS * D::WIDTH * DEPTH);
+        }
+        let (low, high) = (D::Real::splat(tile.clamp.low), D::Real::splat(tile.clamp.high));
+        let zero = i32::from(tile.rounding.zero_point);
+        let steps = D::Real::splat(tile.rounding.step.recip());
+        let (least, most) = (D::Real::splat(-zero as f32), D::Real::splat((255 - zero) as f32));
+        for (pixel, sums) in sums.into_iter().enumerate() {
+            for (r, sum) in sums.into_iter().enumerate() {
+                let at = pixel * tile.outputs + r * D::WIDTH;
+                let whole = r + 1 < REGISTERS || tile.last == D::WIDTH;
+                let count = if whole { D::WIDTH } else { tile.last };
+                let mut real = sum.real(tile.bias.add(r * D::WIDTH), tile.steps.add(r * D::WIDTH));
+                if !tile.residual.is_null() {
+                    let from = tile.residual.add(at);
+                    real = real.add(if whole { D::Real::load(from) } else { D::Real::load_first(from, count) });
+                }
+                let real = real.clamp(low, high);
+                if !tile.real.is_null() {
+                    if whole { real.store(tile.real.add(at)) } else { real.store_first(tile.real.add(at), count) }
+                }
+                if !tile.bytes.is_null() {
+                    let scaled = D::Real::splat(0.0).mul_add(real, steps).clamp(least, most);
+                    scaled.round(zero - flip, tile.bytes.add(at), count);
+                }
+            }
+        }
+    }
+}
+
+/// The functions of one set of instructions: `rows` for panels of one, two and three registers, as many as leave the sums in
+/// registers.
+macro_rules! tiles {
+    ($name:ident, $sums:ty, $flip:expr, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*]) => {
+        mod $name {
+            #[allow(clippy::wildcard_imports, reason = "a part of the module above")]
+            use super::*;
+
+            /// # Safety
+            /// As [`tile`].
+            $(#[$attribute])?
+            unsafe fn run<const ROWS: usize, const REGISTERS: usize>(part: &Tile) {
+                // SAFETY: the caller's; this function enables the instructions.
+                unsafe { tile::<$sums, ROWS, REGISTERS>(part, $flip) }
+            }
+
+            pub(super) static TILES: Tiles = [&[$(run::<$one, 1>),*], &[$(run::<$two, 2>),*], &[$(run::<$three, 3>),*]];
+        }
+    };
+}
+
+// 32 registers: the sums, two of weights for each register of the panel, and a value.
+#[cfg(target_arch = "x86_64")]
+tiles!(avx512, Wide, 0, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16] [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6 7]);
+// 16 registers: four of weights and four of values beside the sums.
+#[cfg(target_arch = "x86_64")]
+tiles!(avx2, Half, 0, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6] [1 2 3] [1 2]);
+// 32 registers, two for the sums of four channels.
+#[cfg(target_arch = "aarch64")]
+tiles!(neon, Widened, 128, #[target_feature(enable = "neon")] [1 2 3 4 5 6 7 8] [1 2 3 4 5] [1 2 3]);
+// 32 registers.
+#[cfg(target_arch = "aarch64")]
+tiles!(neon_dot, Dotted, 128, #[target_feature(enable = "neon,dotprod")]
+    [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6 7 8 9 10] [1 2 3 4 5 6 7]);
+tiles!(portable, Sums, 0, [1 2 3 4] [1 2] [1]);

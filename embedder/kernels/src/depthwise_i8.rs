@@ -1,0 +1,414 @@
+//! int8 convolutions of each channel by itself, channels last.
+//!
+//! Bytes of pixels that stand one above the other, a *column*, are put together channel by channel, so that a product adds
+//! up to four of them at once. Neighbours of the output share columns. Pixels beyond an edge are read from a row of zeros.
+
+#![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
+
+use crate::bytes::{Columns, Rounding, Scaling};
+use crate::bytes_portable::Sums;
+#[cfg(target_arch = "aarch64")]
+use crate::bytes_neon::WidenedColumns;
+#[cfg(target_arch = "x86_64")]
+use crate::bytes_x86::{HalfColumns, WideColumns};
+use crate::dense_i8::{Integers, Outputs};
+use crate::shape::{Line, flat, flat_mut, for_window};
+use crate::{Clamp, Isa, Window};
+
+/// A convolution of bytes of each channel by itself, its weights packed for one set of instructions.
+#[derive(Debug, Clone)]
+pub struct DepthwiseI8 {
+    isa: Isa,
+    channels: usize,
+    window: Window,
+    clamp: Clamp,
+    rounding: Option<Rounding>,
+    edge: u8,
+    /// For each group of channels, each column of the kernel, and each four of its rows: `[4][width]`, as arranged.
+    weights: Vec<Line<i8, 64>>,
+    /// For each group of channels, in the order of the sums.
+    bias: Vec<Line<i32, 16>>,
+    steps: Vec<Line<f32, 16>>,
+    /// The same for rounded outputs: divided by their step.
+    steps_to_bytes: Vec<Line<f32, 16>>,
+}
+
+impl DepthwiseI8 {
+    /// Packs weights, `[channels, 1, kernel height, kernel width]`.
+    ///
+    /// # Panics
+    /// Where their lengths are not those that the shape says.
+    pub fn new(
+        isa: Isa,
+        channels: usize,
+        window: Window,
+        integers: Integers<'_>,
+        clamp: Clamp,
+        rounding: Option<Rounding>,
+    ) -> Self {
+        let isa = isa.or_portable();
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Self::pack::<WideColumns>(isa, channels, window, integers, clamp, rounding),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Self::pack::<HalfColumns>(isa, channels, window, integers, clamp, rounding),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot => Self::pack::<WidenedColumns>(isa, channels, window, integers, clamp, rounding),
+            _ => Self::pack::<Sums>(isa, channels, window, integers, clamp, rounding),
+        }
+    }
+
+    fn pack<C: Columns>(
+        isa: Isa,
+        channels: usize,
+        window: Window,
+        integers: Integers<'_>,
+        clamp: Clamp,
+        rounding: Option<Rounding>,
+    ) -> Self {
+        let [height, width] = window.kernel;
+        assert_eq!(integers.weights.len(), channels * height * width, "weights for every channel and pixel");
+        assert!(integers.steps.len() == channels && integers.bias.len() == channels, "steps and biases of each channel");
+        let groups = channels.div_ceil(C::WIDTH);
+        let fours = height.div_ceil(4);
+        let mut packed = Vec::with_capacity(groups * width * fours * 4 * C::WIDTH);
+        for group in 0..groups {
+            for (x, four) in (0..width).flat_map(|x| (0..fours).map(move |four| (x, four))) {
+                let mut weights = vec![0; 4 * C::WIDTH];
+                for (place, weight) in weights.iter_mut().enumerate() {
+                    let (y, channel) = (four * 4 + place / C::WIDTH, group * C::WIDTH + place % C::WIDTH);
+                    if y < height && channel < channels {
+                        *weight = integers.weights[(channel * height + y) * width + x];
+                    }
+                }
+                packed.extend(C::arrange(&weights));
+            }
+        }
+        let mut weights = vec![Line([0_i8; 64]); packed.len().div_ceil(64)];
+        flat_mut(&mut weights)[..packed.len()].copy_from_slice(&packed);
+        let lines = (groups * C::WIDTH).div_ceil(16);
+        let (mut bias, mut steps) = (vec![Line([0_i32; 16]); lines], vec![Line([0_f32; 16]); lines]);
+        let mut steps_to_bytes = steps.clone();
+        let zero = i32::from(integers.zero_point) - isa.flip_offset();
+        let to_bytes = rounding.map_or(1.0, |rounding| rounding.step.recip());
+        for place in 0..groups * C::WIDTH {
+            let channel = place / C::WIDTH * C::WIDTH + C::channel(place % C::WIDTH);
+            if channel < channels {
+                let weights = &integers.weights[channel * height * width..][..height * width];
+                let sum: i32 = weights.iter().map(|weight| i32::from(*weight)).sum();
+                flat_mut(&mut bias)[place] = integers.bias[channel].wrapping_sub(zero.wrapping_mul(sum));
+                flat_mut(&mut steps)[place] = integers.steps[channel];
+                flat_mut(&mut steps_to_bytes)[place] = integers.steps[channel] * to_bytes;
+            }
+        }
+        let edge = integers.zero_point ^ isa.flip();
+        Self { isa, channels, window, clamp, rounding, edge, weights, bias, steps, steps_to_bytes }
+    }
+
+    /// Number of channels.
+    pub const fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Where it looks.
+    pub const fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Convolves one image `[height, width, channels]`.
+    ///
+    /// # Panics
+    /// Where a slice has another length than the shape says, bytes are wanted without a rounding, or the kernel does not fit.
+    pub fn run(&self, image: [usize; 2], input: &[u8], mut outputs: Outputs<'_>) {
+        let size = self.window.output(image).expect("the kernel fits into the image");
+        assert_eq!(input.len(), image[0] * image[1] * self.channels, "an input of the shape");
+        outputs.check(size[0] * size[1] * self.channels, self.rounding);
+        let edge = vec![self.edge; self.channels];
+        let real = outputs.real.as_mut().map_or(core::ptr::null_mut(), |real| real.as_mut_ptr());
+        let bytes = outputs.bytes.as_mut().map_or(core::ptr::null_mut(), |bytes| bytes.as_mut_ptr());
+        let work = Work { input, image, size, edge: &edge, real, bytes };
+        // SAFETY: `isa` is what this processor has, and all lengths were held against the shape.
+        unsafe {
+            match self.isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => for_window!(self.window, avx512, self, &work),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => for_window!(self.window, avx2, self, &work),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon | Isa::NeonDot => for_window!(self.window, neon, self, &work),
+                _ => for_window!(self.window, portable, self, &work),
+            }
+        }
+    }
+}
+
+struct Work<'a> {
+    input: &'a [u8],
+    image: [usize; 2],
+    size: [usize; 2],
+    /// A pixel of zeros.
+    edge: &'a [u8],
+    /// Where outputs go, each as large as `size` says, or null.
+    real: *mut f32,
+    bytes: *mut u8,
+}
+
+/// # Safety
+/// As [`rows`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn avx512<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
+    depthwise: &DepthwiseI8,
+    work: &Work<'_>,
+) {
+    // SAFETY: the caller's; this function enables the instructions.
+    unsafe { rows::<WideColumns, HEIGHT, WIDTH, STRIDE>(depthwise, work, 0) }
+}
+
+/// # Safety
+/// As [`rows`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
+    depthwise: &DepthwiseI8,
+    work: &Work<'_>,
+) {
+    // SAFETY: the caller's; this function enables the instructions.
+    unsafe { rows::<HalfColumns, HEIGHT, WIDTH, STRIDE>(depthwise, work, 0) }
+}
+
+/// # Safety
+/// As [`rows`].
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
+    depthwise: &DepthwiseI8,
+    work: &Work<'_>,
+) {
+    // SAFETY: the caller's; this function enables the instructions.
+    unsafe { rows::<WidenedColumns, HEIGHT, WIDTH, STRIDE>(depthwise, work, 128) }
+}
+
+/// # Safety
+/// As [`rows`].
+unsafe fn portable<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
+    depthwise: &DepthwiseI8,
+    work: &Work<'_>,
+) {
+    // SAFETY: the caller's.
+    unsafe { rows::<Sums, HEIGHT, WIDTH, STRIDE>(depthwise, work, 0) }
+}
+
+/// Neighbours of the output that share columns.
+const PIXELS: usize = 4;
+
+/// All rows, for a kernel of `HEIGHT` x `WIDTH` pixels and a stride to the right; 0 stands for any.
+///
+/// # Safety
+/// Input and outputs have the shapes that the work says; the processor has the instructions of `C`, which the function that this
+/// is inlined into enables.
+#[inline(always)]
+unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
+    depthwise: &DepthwiseI8,
+    work: &Work<'_>,
+    flip: i32,
+) {
+    let window = &depthwise.window;
+    let channels = depthwise.channels;
+    let inside = window.inside(1, work.image[1], work.size[1]);
+    for y in 0..work.size[0] {
+        let top = (y * window.stride[0]) as isize - window.before[0] as isize;
+        for channel in (0..channels).step_by(C::WIDTH) {
+            let part = Part { depthwise, work, top, channel, count: (channels - channel).min(C::WIDTH) };
+            let mut x = 0;
+            while x < work.size[1] {
+                let whole = WIDTH > 0 && inside.contains(&x);
+                // SAFETY: the caller's; windows `inside` lie in the image from left to right, the others look at a pixel of zeros where
+                // they do not.
+                unsafe {
+                    let at = (y * work.size[1] + x) * channels + channel;
+                    if whole && x + PIXELS <= inside.end {
+                        let sums = part.whole::<C, HEIGHT, WIDTH, STRIDE, PIXELS>(x);
+                        for (pixel, sums) in sums.into_iter().enumerate() {
+                            part.write(sums, at + pixel * channels, flip);
+                        }
+                        x += PIXELS;
+                    } else if whole {
+                        let [sums] = part.whole::<C, HEIGHT, WIDTH, STRIDE, 1>(x);
+                        part.write(sums, at, flip);
+                        x += 1;
+                    } else {
+                        part.write(part.cut::<C>(x), at, flip);
+                        x += 1;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Some channels of a row of the output.
+struct Part<'a, 'w> {
+    depthwise: &'a DepthwiseI8,
+    work: &'a Work<'w>,
+    /// The row of the image at which its windows begin; negative above the image.
+    top: isize,
+    channel: usize,
+    /// Channels: a group's, or fewer at the end.
+    count: usize,
+}
+
+impl Part<'_, '_> {
+    /// The byte of the part's first channel at a row of the kernel and a column of the image; `None` for zeros.
+    #[inline(always)]
+    fn pixel(&self, row: usize, column: Option<usize>) -> *const u8 {
+        let y = usize::try_from(self.top + row as isize).ok().filter(|y| *y < self.work.image[0]);
+        let (from, place) = match (y, column) {
+            (Some(y), Some(x)) => (self.work.input, (y * self.work.image[1] + x) * self.depthwise.channels),
+            _ => (self.work.edge, 0),
+        };
+        from.as_ptr().wrapping_add(place + self.channel)
+    }
+
+    /// Weights of a column of the kernel, for each four of its rows.
+    #[inline(always)]
+    fn weights<C: Columns>(&self, column: usize, four: usize) -> *const i8 {
+        let [height, width] = self.depthwise.window.kernel;
+        let fours = height.div_ceil(4);
+        let group = self.channel / C::WIDTH * width * fours;
+        flat(&self.depthwise.weights).as_ptr().wrapping_add((group + column * fours + four) * 4 * C::WIDTH)
+    }
+
+    /// The sums of pixels `x..x + PIXELS`, whose windows lie in the image from left to right.
+    ///
+    /// # Safety
+    /// They do; and the processor has the instructions of `C`.
+    #[inline(always)]
+    unsafe fn whole<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        &self,
+        x: usize,
+    ) -> [C; PIXELS] {
+        // SAFETY: the caller's, for every line.
+        unsafe {
+            let mut sums = [C::zero(); PIXELS];
+            let left = x * STRIDE - self.depthwise.window.before[1];
+            let channels = self.depthwise.channels;
+            let mut rows = [core::ptr::null(); HEIGHT];
+            // A row beyond the edge is one pixel, again and again.
+            let mut steps = [0; HEIGHT];
+            for (row, (from, step)) in rows.iter_mut().zip(&mut steps).enumerate() {
+                let y = self.top + row as isize;
+                *from = self.pixel(row, Some(left));
+                *step = if y >= 0 && (y as usize) < self.work.image[0] { channels } else { 0 };
+            }
+            // Written out, for the sums stay in registers only where their places are known; a loop was sixteen times slower.
+            macro_rules! columns {
+                ($($column:literal)*) => {$(
+                    if $column < (PIXELS - 1) * STRIDE + WIDTH {
+                        let mut upper = [core::ptr::null(); 4];
+                        for ((pixel, row), step) in upper.iter_mut().zip(rows).zip(steps) {
+                            *pixel = row.wrapping_add($column * step);
+                        }
+                        if HEIGHT <= 3 {
+                            let bytes = C::column::<3>(upper, self.count);
+                            self.add::<C, 3, WIDTH, STRIDE, PIXELS>(&mut sums, bytes, $column, 0);
+                        } else {
+                            let bytes = C::column::<4>(upper, self.count);
+                            self.add::<C, 4, WIDTH, STRIDE, PIXELS>(&mut sums, bytes, $column, 0);
+                            let last = rows[HEIGHT - 1].wrapping_add($column * steps[HEIGHT - 1]);
+                            let bytes = C::column::<1>([last; 4], self.count);
+                            self.add::<C, 1, WIDTH, STRIDE, PIXELS>(&mut sums, bytes, $column, 1);
+                        }
+                    }
+                )*};
+            }
+            const { assert!((PIXELS - 1) * STRIDE + WIDTH <= 11) };
+            columns!(0 1 2 3 4 5 6 7 8 9 10);
+            sums
+        }
+    }
+
+    /// Adds a column to all sums that look at it.
+    ///
+    /// # Safety
+    /// As [`whole`](Self::whole).
+    #[inline(always)]
+    unsafe fn add<C: Columns, const ROWS: usize, const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        &self,
+        sums: &mut [C; PIXELS],
+        bytes: C::Column,
+        column: usize,
+        four: usize,
+    ) {
+        for (pixel, sum) in sums.iter_mut().enumerate() {
+            if column >= pixel * STRIDE && column - pixel * STRIDE < WIDTH {
+                // SAFETY: the caller's.
+                *sum = unsafe { sum.dot::<ROWS>(bytes, self.weights::<C>(column - pixel * STRIDE, four)) };
+            }
+        }
+    }
+
+    /// The sums of one pixel, whose window may look over any edge.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `C`.
+    #[inline(always)]
+    unsafe fn cut<C: Columns>(&self, x: usize) -> C {
+        let window = &self.depthwise.window;
+        let [height, width] = window.kernel;
+        // SAFETY: the caller's, for every line.
+        unsafe {
+            let mut sums = C::zero();
+            for column in 0..width {
+                let at = (x * window.stride[1] + column).checked_sub(window.before[1]);
+                let at = at.filter(|x| *x < self.work.image[1]);
+                for four in 0..height.div_ceil(4) {
+                    // A row below the kernel has no weights.
+                    let mut pixels = [core::ptr::null(); 4];
+                    for (row, pixel) in pixels.iter_mut().enumerate() {
+                        *pixel = self.pixel(four * 4 + row, at);
+                    }
+                    let bytes = C::column::<4>(pixels, self.count);
+                    sums = sums.dot::<4>(bytes, self.weights::<C>(column, four));
+                }
+            }
+            sums
+        }
+    }
+
+    /// Writes the outputs of one pixel, from place `at` on.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `C`, and the outputs have room there.
+    #[inline(always)]
+    unsafe fn write<C: Columns>(&self, sums: C, at: usize, flip: i32) {
+        let depthwise = self.depthwise;
+        let bias = flat(&depthwise.bias)[self.channel..].as_ptr();
+        // SAFETY: the caller's.
+        unsafe {
+            if let (false, Some(rounding)) = (self.work.bytes.is_null(), depthwise.rounding) {
+                let zero = i32::from(rounding.zero_point);
+                let (least, most) = (-zero as f32, (255 - zero) as f32);
+                let scaling = Scaling {
+                    bias,
+                    scale: flat(&depthwise.steps_to_bytes)[self.channel..].as_ptr(),
+                    low: (depthwise.clamp.low / rounding.step).clamp(least, most),
+                    high: (depthwise.clamp.high / rounding.step).clamp(least, most),
+                    zero: zero - flip,
+                };
+                sums.bytes(&scaling, self.work.bytes.add(at), self.count);
+            }
+            if !self.work.real.is_null() {
+                let mut reals = [0.0; 64];
+                sums.reals(bias, flat(&depthwise.steps)[self.channel..].as_ptr(), reals.as_mut_ptr());
+                for (place, value) in reals.into_iter().enumerate().take(C::WIDTH) {
+                    let channel = C::channel(place);
+                    if channel < self.count {
+                        let value = value.max(depthwise.clamp.low).min(depthwise.clamp.high);
+                        self.work.real.add(at + channel).write(value);
+                    }
+                }
+            }
+        }
+    }
+}
