@@ -18,7 +18,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server soak bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo test test-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -72,6 +72,10 @@ bench-search: $(CACHE)/faiss/.installed ## search speed and recall beside Faiss,
 bench-server: ## the server under load from a thousand devices, and 200 kills, into target/reports/server.json (five minutes, and ten the first time)
 	$(CARGO) build --release --workspace --bins
 	$(TARGET)/release/glimpse-load --cache $(CACHE)/bench-server --out target/reports/server.json
+
+bench-embed: ## the embedder beside ONNX Runtime, on this machine and on emulated ARM, into target/reports/embed.json (10 minutes, and 15 to build the first time)
+	$(CARGO) build --release -p glimpse-embedder --features onnxruntime --example bench_embed
+	PYTHON=$(PYTHON) CARGO="$(CARGO)" embedder/bench/run.sh $(TARGET)/release/examples/bench_embed $(CACHE)/bench-embed target/reports/embed.json
 
 soak: mosquitto ## servers and brokers through half an hour of load, restarts and bad manners, into target/reports/soak.json (MINUTES=30)
 	$(CARGO) build --release --workspace --bins

@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_edge::commands::{Cli, Command, embed, query, run};
+use glimpse_edge::commands::{Cli, Command, bench, embed, query, run};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Command::Query(args) => query::run(args),
         Command::Embed(args) => embed::run(&args),
         Command::Run(args) => run::run(args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(status) => status,

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use glimpse_embedder::{Embedder, EmbedderOptions, Network, ModelMetadata, decode_photo, onnxruntime, read_metadata};
+use glimpse_embedder::{
+    Embedder, EmbedderOptions, ModelMetadata, Network, decode_photo, onnxruntime, read_metadata,
+};
 use serde_json::json;
 
 type Failure = Box<dyn std::error::Error>;
@@ -26,6 +28,8 @@ fn main() -> Result<(), Failure> {
             int8: get("--int8")?.into(),
             library: get("--onnxruntime")?.into(),
             photo: get("--photo")?.into(),
+            large: get("--large")?.into(),
+            photos: get("--photos")?.into(),
             turns: get("--turns")?.parse()?,
         }),
         "profile" => {
@@ -35,6 +39,7 @@ fn main() -> Result<(), Failure> {
             println!("{}", network.profile(&vec![0.1; metadata.preprocessing.tensor_len()], 20)?);
             Ok(())
         }
+        "photos" => photos(&get("--from")?.into(), &get("--out")?.into()),
         "infer" => {
             if let Ok(library) = get("--onnxruntime") {
                 onnxruntime::load(&PathBuf::from(library))?;
@@ -50,6 +55,8 @@ struct Speed {
     int8: PathBuf,
     library: PathBuf,
     photo: PathBuf,
+    large: PathBuf,
+    photos: PathBuf,
     turns: usize,
 }
 
@@ -137,7 +144,20 @@ fn speed(speed: &Speed) -> Result<(), Failure> {
         ratios.sort_by(f64::total_cmp);
         ratios[ratios.len() / 2]
     };
+    let whole_of = |jpeg: &[u8]| -> Result<[f64; 2], Failure> {
+        let mut times = [Vec::new(), Vec::new()];
+        for _ in 0..5 {
+            let (photo, decoded) = timed(|| decode_photo(jpeg));
+            let photo = photo?;
+            times[0].push(decoded);
+            times[1].push(timed(|| metadata.preprocessing.tensor(&photo)).1);
+        }
+        Ok(times.map(|times| median(&times)))
+    };
+    let large = whole_of(&std::fs::read(&speed.large)?)?;
+    let (cosine, worst, photos) = agreement(&embedder, &Embedder::load(&speed.int8)?, &speed.photos)?;
     let report = json!({
+        "machine": machine(),
         "turns": speed.turns,
         "instructions": EmbedderOptions::default().isa.name(),
         "cpu_ms": milliseconds,
@@ -149,9 +169,62 @@ fn speed(speed: &Speed) -> Result<(), Failure> {
         "decode_ms": median(&decoding),
         "resize_ms": median(&resizing),
         "whole_ms": median(&whole),
+        "large_decode_ms": large[0],
+        "large_resize_ms": large[1],
+        "int8_cosine_to_f32": cosine,
+        "int8_cosine_to_f32_worst": worst,
+        "int8_photos": photos,
         "preprocess_share": (median(&decoding) + median(&resizing)) / median(&whole),
     });
     println!("{report:#}");
+    Ok(())
+}
+
+/// The processor's name, and how many cores there are.
+fn machine() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|name| name.1);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", name.unwrap_or("unknown processor"))
+}
+
+/// All JPEGs under a folder, in the order of their names.
+fn jpegs(folder: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(jpegs(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "jpg") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Mean and least cosine of two networks' embeddings of the same photos, and how many these are.
+fn agreement(one: &Embedder, other: &Embedder, photos: &PathBuf) -> Result<(f64, f64, usize), Failure> {
+    let mut cosines = Vec::new();
+    for path in jpegs(photos)? {
+        let photo = decode_photo(&std::fs::read(path)?)?;
+        let (a, b) = (one.embed(&photo)?, other.embed(&photo)?);
+        cosines.push(a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>());
+    }
+    let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+    Ok((mean, cosines.iter().copied().fold(1.0, f64::min), cosines.len()))
+}
+
+/// A photo as a camera gives it, 640 x 480, and one of twelve megapixels, both from the first photo of a folder.
+fn photos(from: &PathBuf, out: &PathBuf) -> Result<(), Failure> {
+    let first = jpegs(from)?.into_iter().next().ok_or("no photo")?;
+    let photo = decode_photo(&std::fs::read(first)?)?;
+    for (name, width, height) in [("camera.jpg", 640, 480), ("large.jpg", 4000, 3000)] {
+        let resized = image::imageops::resize(&photo, width, height, image::imageops::FilterType::CatmullRom);
+        let mut file = std::io::BufWriter::new(std::fs::File::create(out.join(name))?);
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, 90).encode_image(&resized)?;
+    }
     Ok(())
 }
 

@@ -86,6 +86,11 @@ impl Embedder {
         &self.metadata
     }
 
+    /// The network itself.
+    pub const fn network(&self) -> &Network {
+        &self.network
+    }
+
     /// The space of the embeddings.
     pub const fn space(&self) -> SpaceId {
         self.space

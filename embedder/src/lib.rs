@@ -9,6 +9,7 @@
 //! - `operators`: our own convolutions in its graph, as [`EmbedderOptions`] allow.
 //! - [`profile`]: where its time goes ([`Profile`]).
 //! - [`embed`]: both together ([`Embedder`]).
+//! - [`mod@bench`]: how fast that is here.
 //! - [`self_test`]: whether a network works here as it did where it was made.
 //! - [`space`]: the folder that holds a space ([`SpaceBundle`]).
 //! - `onnxruntime`, behind the feature of that name: another engine than tract, where somebody has it.
@@ -24,6 +25,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod bench;
 pub mod embed;
 #[cfg(feature = "matrix")]
 pub mod matrix;

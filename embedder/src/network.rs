@@ -16,6 +16,8 @@ pub struct Network {
     engine: Engine,
     input_shape: [usize; 4],
     output_shape: Vec<usize>,
+    /// What our own operators use, or that there are none.
+    instructions: &'static str,
 }
 
 enum Engine {
@@ -38,7 +40,12 @@ impl Network {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_with(path: &Path, width: u32, height: u32, options: &EmbedderOptions) -> Result<Self, ModelError> {
+    pub fn load_with(
+        path: &Path,
+        width: u32,
+        height: u32,
+        options: &EmbedderOptions,
+    ) -> Result<Self, ModelError> {
         Self::build(&ModelFile::read(path)?, width, height, options)
     }
 
@@ -54,7 +61,8 @@ impl Network {
         let (plan, output_shape) = catch_unwind(AssertUnwindSafe(|| optimise(file, input_shape, options)))
             .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
             .map_err(|error| unusable(format!("{error:#}")))?;
-        Ok(Self { engine: Engine::Tract(plan), input_shape, output_shape })
+        let instructions = if operators::are_in(plan.model()) { options.isa.name() } else { "none" };
+        Ok(Self { engine: Engine::Tract(plan), input_shape, output_shape, instructions })
     }
 
     /// As [`load`](Self::load), in ONNX Runtime, which must have been [loaded](crate::onnxruntime::load). Dimensions of the output
@@ -71,12 +79,17 @@ impl Network {
         let sessions = crate::onnxruntime::Sessions::new(bytes).map_err(unusable)?;
         let nothing = vec![0.0; input_shape.iter().product()];
         let (output_shape, _) = sessions.run(input_shape, &nothing).map_err(unusable)?;
-        Ok(Self { engine: Engine::OnnxRuntime(sessions), input_shape, output_shape })
+        Ok(Self { engine: Engine::OnnxRuntime(sessions), input_shape, output_shape, instructions: "none" })
     }
 
     /// Shape of the input: `[1, 3, height, width]`.
     pub const fn input_shape(&self) -> [usize; 4] {
         self.input_shape
+    }
+
+    /// The instructions of our own operators, or `none`.
+    pub const fn instructions(&self) -> &'static str {
+        self.instructions
     }
 
     /// Shape of the output, its first dimension 1.

@@ -6,7 +6,7 @@
 use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use ort::session::Session;
 use ort::value::TensorRef;
@@ -16,7 +16,7 @@ use thiserror::Error;
 const API: u32 = 18;
 
 /// The library that this process has loaded.
-static LOADED: OnceLock<PathBuf> = OnceLock::new();
+static LOADED: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 /// Why there is no ONNX Runtime.
 #[derive(Debug, Error)]
@@ -45,7 +45,8 @@ pub enum LoadError {
 /// [`LoadError`].
 pub fn load(path: &Path) -> Result<(), LoadError> {
     let unusable = |reason: String| LoadError::Unusable { path: path.to_owned(), reason };
-    if let Some(loaded) = LOADED.get() {
+    let mut already = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(loaded) = &*already {
         let another = || LoadError::Another { path: path.to_owned(), loaded: loaded.clone() };
         return if loaded == path { Ok(()) } else { Err(another()) };
     }
@@ -53,7 +54,7 @@ pub fn load(path: &Path) -> Result<(), LoadError> {
     let absolute = std::fs::canonicalize(path).map_err(|error| unusable(error.to_string()))?;
     check(&absolute).map_err(unusable)?;
     ort::init_from(&absolute).map_err(|error| unusable(error.to_string()))?.commit();
-    let _ = LOADED.set(path.to_owned());
+    *already = Some(path.to_owned());
     Ok(())
 }
 
@@ -92,7 +93,7 @@ fn check(path: &Path) -> Result<(), String> {
 
 /// Whether [`load`] was called, and a network can run here.
 pub fn is_loaded() -> bool {
-    LOADED.get().is_some()
+    LOADED.lock().unwrap_or_else(PoisonError::into_inner).is_some()
 }
 
 /// A network's sessions.
@@ -106,6 +107,10 @@ impl Sessions {
     /// Makes the first session of an ONNX file. A sentence where the library does not take it.
     pub(crate) fn new(bytes: Vec<u8>) -> Result<Self, String> {
         let first = session(&bytes)?;
+        let (inputs, outputs) = (first.inputs().len(), first.outputs().len());
+        if (inputs, outputs) != (1, 1) {
+            return Err(format!("it has {inputs} inputs and {outputs} outputs, not one of each"));
+        }
         Ok(Self { bytes, idle: Mutex::new(vec![first]) })
     }
 

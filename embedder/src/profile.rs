@@ -74,7 +74,14 @@ pub(crate) fn profile(plan: &Arc<TypedRunnableModel>, input: &Tensor, runs: usiz
         .map(|(operator, (nodes, multiply_adds, times))| {
             let time_us = median_us(times);
             let rate = if time_us > 0.0 { multiply_adds as f64 / time_us } else { 0.0 };
-            OperatorTime { operator, nodes, time_us, share: 0.0, multiply_adds, mega_multiply_adds_per_s: rate }
+            OperatorTime {
+                operator,
+                nodes,
+                time_us,
+                share: 0.0,
+                multiply_adds,
+                mega_multiply_adds_per_s: rate,
+            }
         })
         .filter(|operator| operator.time_us > 0.0)
         .collect();
@@ -91,7 +98,11 @@ fn median_us(mut times: Vec<Duration>) -> f64 {
 
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:28} {:>5} {:>10} {:>7} {:>8} {:>8}", "operator", "nodes", "us", "share", "M MAC", "G MAC/s")?;
+        writeln!(
+            f,
+            "{:28} {:>5} {:>10} {:>7} {:>8} {:>8}",
+            "operator", "nodes", "us", "share", "M MAC", "G MAC/s"
+        )?;
         for operator in &self.operators {
             let (macs, rate) = (operator.multiply_adds as f64 / 1e6, operator.mega_multiply_adds_per_s / 1e3);
             let counted = |number: f64| if macs > 0.0 { format!("{number:.1}") } else { "-".to_owned() };

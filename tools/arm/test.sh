@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `make test-arm` runs: the quantizer's tests for 64-bit ARM, in an emulator, so that the NEON kernels are tested on a
-# machine that has none. Arguments go to `cargo test`.
+# What `make test-arm` runs: the tests of the quantizer and of the embedder's kernels for 64-bit ARM, in an emulator, so that what
+# is written for NEON is tested on a machine that has none. Arguments go to `cargo test`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -24,16 +24,17 @@ unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 export CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/target-arm"
 export RUSTC="$toolchain/usr/bin/rustc" RUSTDOC="$toolchain/usr/bin/rustdoc"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER="$toolchain/usr/bin/aarch64-linux-gnu-ld"
-# The path and the C library go by variables, for cargo splits the runner at spaces. Qemu's default processor is slower by far.
+# The path and the C library go by variables, for cargo splits the runner at spaces. Qemu's default processor is slower by far; this
+# one has the dot product, and kernels without it are tested as well.
 export PATH="$toolchain/usr/bin:$PATH" QEMU_LD_PREFIX="$toolchain"
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu cortex-a72"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu cortex-a76"
 
 mkdir -p "$CARGO_TARGET_DIR"
 log="$CARGO_TARGET_DIR/test.log"
-"${CARGO:-cargo}" test --release -p glimpse-quantizer --target aarch64-unknown-linux-gnu --no-fail-fast "$@" | tee "$log"
+"${CARGO:-cargo}" test --release -p glimpse-quantizer -p glimpse-kernels --target aarch64-unknown-linux-gnu --no-fail-fast "$@" | tee "$log"
 
 # A kernel that is not compiled in, or not chosen, would pass unnoticed.
-if grep -rqE 'arch::\{?aarch64' quantizer/src; then
+if grep -rqE 'arch::\{?aarch64' quantizer/src embedder/kernels/src; then
     passed=$(grep -cE '^test .*neon.* \.\.\. ok$' "$log" || true)
     if [ "$passed" = 0 ]; then
         echo "no test with neon in its name ran, and quantizer/src has kernels for it" >&2

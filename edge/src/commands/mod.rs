@@ -13,6 +13,7 @@ use crate::linux::model::ModelFiles;
 use crate::linux::mqtt::{Answer, UplinkError};
 use crate::linux::output::{Failure, chain};
 
+pub mod bench;
 pub mod embed;
 pub mod query;
 pub mod run;
@@ -42,6 +43,8 @@ pub enum Command {
     Embed(embed::EmbedArgs),
     /// Asks about each photo that the camera takes, until stopped
     Run(run::RunArgs),
+    /// Measures how fast this device embeds
+    Bench(bench::BenchArgs),
 }
 
 /// Where the query network is.

@@ -103,7 +103,10 @@ impl Error for QueryModelError {
 
 impl ModelFiles {
     /// The query network's file, and the space that it must be of where a bundle says so.
-    fn network(&self) -> Result<(PathBuf, Option<SpaceId>), QueryModelError> {
+    ///
+    /// # Errors
+    /// Where none is named, or the bundle cannot be used.
+    pub fn network(&self) -> Result<(PathBuf, Option<SpaceId>), QueryModelError> {
         let bundle = self.bundle.as_deref().map(SpaceBundle::load).transpose()?;
         let path = match (&self.model, &bundle) {
             (Some(model), _) => model.clone(),

@@ -1,4 +1,4 @@
-//! Time of each convolution of EfficientNet-Lite0 at 256 px, in f32 and int8:
+//! Time of each convolution of EfficientNet-Lite0 at 224 px, in f32 and int8:
 //! `cargo run --release -p glimpse-kernels --example layers [ISA]`.
 
 use std::time::Instant;
@@ -15,41 +15,42 @@ fn main() {
     let mut total = [0.0; 2];
     // Kernel, stride, channels of input and output, side of the input, how often.
     for (kernel, stride, inputs, outputs, side, times) in [
-        (3, 2, 3, 32, 256, 1),
-        (1, 1, 32, 16, 128, 1),
-        (1, 1, 16, 96, 128, 1),
-        (1, 1, 96, 24, 64, 1),
-        (1, 1, 24, 144, 64, 2),
-        (1, 1, 144, 24, 64, 1),
-        (1, 1, 144, 40, 32, 1),
-        (1, 1, 40, 240, 32, 2),
-        (1, 1, 240, 40, 32, 1),
-        (1, 1, 240, 80, 16, 1),
-        (1, 1, 80, 480, 16, 3),
-        (1, 1, 480, 80, 16, 2),
-        (1, 1, 480, 112, 16, 1),
-        (1, 1, 112, 672, 16, 3),
-        (1, 1, 672, 112, 16, 2),
-        (1, 1, 672, 192, 8, 1),
-        (1, 1, 192, 1152, 8, 4),
-        (1, 1, 1152, 192, 8, 3),
-        (1, 1, 1152, 320, 8, 1),
-        (1, 1, 320, 1280, 8, 1),
-        (3, 1, 32, 0, 128, 1),
-        (3, 2, 96, 0, 128, 1),
-        (3, 1, 144, 0, 64, 1),
-        (5, 2, 144, 0, 64, 1),
-        (5, 1, 240, 0, 32, 1),
-        (3, 2, 240, 0, 32, 1),
-        (3, 1, 480, 0, 16, 2),
-        (5, 1, 480, 0, 16, 1),
-        (5, 1, 672, 0, 16, 2),
-        (5, 2, 672, 0, 16, 1),
-        (5, 1, 1152, 0, 8, 3),
-        (3, 1, 1152, 0, 8, 1),
+        (3, 2, 3, 32, 224, 1),
+        (1, 1, 32, 16, 112, 1),
+        (1, 1, 16, 96, 112, 1),
+        (1, 1, 96, 24, 56, 1),
+        (1, 1, 24, 144, 56, 2),
+        (1, 1, 144, 24, 56, 1),
+        (1, 1, 144, 40, 28, 1),
+        (1, 1, 40, 240, 28, 2),
+        (1, 1, 240, 40, 28, 1),
+        (1, 1, 240, 80, 14, 1),
+        (1, 1, 80, 480, 14, 3),
+        (1, 1, 480, 80, 14, 2),
+        (1, 1, 480, 112, 14, 1),
+        (1, 1, 112, 672, 14, 3),
+        (1, 1, 672, 112, 14, 2),
+        (1, 1, 672, 192, 7, 1),
+        (1, 1, 192, 1152, 7, 4),
+        (1, 1, 1152, 192, 7, 3),
+        (1, 1, 1152, 320, 7, 1),
+        (1, 1, 320, 1280, 7, 1),
+        (3, 1, 32, 0, 112, 1),
+        (3, 2, 96, 0, 112, 1),
+        (3, 1, 144, 0, 56, 1),
+        (5, 2, 144, 0, 56, 1),
+        (5, 1, 240, 0, 28, 1),
+        (3, 2, 240, 0, 28, 1),
+        (3, 1, 480, 0, 14, 2),
+        (5, 1, 480, 0, 14, 1),
+        (5, 1, 672, 0, 14, 2),
+        (5, 2, 672, 0, 14, 1),
+        (5, 1, 1152, 0, 7, 3),
+        (3, 1, 1152, 0, 7, 1),
     ] {
         let pads = if stride == 1 { [kernel / 2, kernel / 2] } else { [kernel / 2 - 1, kernel / 2] };
-        let window = Window { kernel: [kernel; 2], stride: [stride; 2], before: [pads[0]; 2], after: [pads[1]; 2] };
+        let window =
+            Window { kernel: [kernel; 2], stride: [stride; 2], before: [pads[0]; 2], after: [pads[1]; 2] };
         let [height, width] = window.output([side; 2]).expect("it fits");
         let depthwise = outputs == 0;
         let (depth, outputs) = if depthwise { (1, inputs) } else { (inputs, outputs) };
@@ -63,7 +64,8 @@ fn main() {
             best(|| convolution.run([side; 2], &input, &mut output))
         } else {
             let layout = if inputs == 3 { Layout::Planes } else { Layout::ChannelsLast };
-            let convolution = Dense::new(isa, [inputs, outputs], window.clone(), layout, (&weights, None), clamp);
+            let convolution =
+                Dense::new(isa, [inputs, outputs], window.clone(), layout, (&weights, None), clamp);
             best(|| convolution.run([side; 2], &input, None, &mut output))
         };
 
@@ -76,7 +78,9 @@ fn main() {
             best(|| convolution.run([side; 2], &input, Outputs { real: None, bytes: Some(&mut output) }))
         } else {
             let convolution = DenseI8::new(isa, [inputs, outputs], window, integers, clamp, rounding);
-            best(|| convolution.run([side; 2], &input, None, Outputs { real: None, bytes: Some(&mut output) }))
+            best(|| {
+                convolution.run([side; 2], &input, None, Outputs { real: None, bytes: Some(&mut output) })
+            })
         };
         for (sum, one) in total.iter_mut().zip([real, bytes]) {
             *sum += one * f64::from(times);

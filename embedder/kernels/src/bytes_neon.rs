@@ -5,7 +5,10 @@
 //!
 //! Loops, never closures, around intrinsics, as in `bytes_x86`.
 
-#![expect(clippy::inline_always, reason = "operations must end up inside the functions that enable instructions")]
+#![expect(
+    clippy::inline_always,
+    reason = "operations must end up inside the functions that enable instructions"
+)]
 
 use core::arch::aarch64::*;
 
@@ -138,7 +141,8 @@ impl Dots for Widened {
         // SAFETY: above.
         unsafe {
             let from = from.cast::<i32>();
-            [vreinterpretq_s8_s32(vld1q_dup_s32(from)), vreinterpretq_s8_s32(vld1q_dup_s32(from.add(1)))]
+            let (first, second) = (from.read_unaligned(), from.add(1).read_unaligned());
+            [vreinterpretq_s8_s32(vdupq_n_s32(first)), vreinterpretq_s8_s32(vdupq_n_s32(second))]
         }
     }
 

@@ -1,6 +1,9 @@
 //! Without any instructions of their own: the twins that the others are tested against.
 
-#![expect(clippy::inline_always, reason = "operations must end up inside the functions that enable instructions")]
+#![expect(
+    clippy::inline_always,
+    reason = "operations must end up inside the functions that enable instructions"
+)]
 
 use crate::bytes::{Columns, DEPTH, Dots, Reals, Scaling};
 use crate::lanes::{Lanes as _, Plain};
@@ -59,7 +62,8 @@ impl Dots for Sums {
     unsafe fn real(self, bias: *const i32, scale: *const f32) -> Plain {
         // SAFETY: the caller's pointers are valid for eight values.
         let (bias, scale) = unsafe { (bias.cast::<[i32; 8]>().read(), scale.cast::<[f32; 8]>().read()) };
-        let reals: [f32; 8] = core::array::from_fn(|lane| (self.0[lane].wrapping_add(bias[lane])) as f32 * scale[lane]);
+        let reals: [f32; 8] =
+            core::array::from_fn(|lane| (self.0[lane].wrapping_add(bias[lane])) as f32 * scale[lane]);
         // SAFETY: eight values.
         unsafe { Plain::load(reals.as_ptr()) }
     }

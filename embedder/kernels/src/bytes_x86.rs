@@ -5,7 +5,10 @@
 //!
 //! Loops, never closures, around intrinsics: a closure has no instructions enabled, and the compiler then often leaves a call to it.
 
-#![expect(clippy::inline_always, reason = "operations must end up inside the functions that enable instructions")]
+#![expect(
+    clippy::inline_always,
+    reason = "operations must end up inside the functions that enable instructions"
+)]
 
 use core::arch::x86_64::*;
 
@@ -129,7 +132,9 @@ impl Columns for WideColumns {
         let mut sums = self.0;
         for (part, (sum, bytes)) in sums.iter_mut().zip(column).enumerate() {
             // SAFETY: above.
-            *sum = unsafe { _mm512_dpbusd_epi32(*sum, bytes, _mm512_loadu_si512(weights.add(part * 64).cast())) };
+            *sum = unsafe {
+                _mm512_dpbusd_epi32(*sum, bytes, _mm512_loadu_si512(weights.add(part * 64).cast()))
+            };
         }
         Self(sums)
     }
@@ -148,7 +153,10 @@ impl Columns for WideColumns {
         for part in 0..4 {
             // SAFETY: above.
             unsafe {
-                _mm512_storeu_ps(to.add(part * 16), Wide(self.0[part]).real(bias.add(part * 16), scale.add(part * 16)));
+                _mm512_storeu_ps(
+                    to.add(part * 16),
+                    Wide(self.0[part]).real(bias.add(part * 16), scale.add(part * 16)),
+                );
             }
         }
     }
@@ -165,7 +173,10 @@ impl Columns for WideColumns {
                 let real = Wide(*sum).real(bias, scale).clamp(low, high);
                 *sum = _mm512_add_epi32(_mm512_cvtps_epi32(real), zero);
             }
-            let packed = _mm512_packus_epi16(_mm512_packs_epi32(part[0], part[1]), _mm512_packs_epi32(part[2], part[3]));
+            let packed = _mm512_packus_epi16(
+                _mm512_packs_epi32(part[0], part[1]),
+                _mm512_packs_epi32(part[2], part[3]),
+            );
             if count >= 64 {
                 _mm512_storeu_si512(to.cast(), packed);
             } else {
@@ -180,8 +191,11 @@ impl Reals for __m256 {
     unsafe fn round(self, zero: i32, to: *mut u8, count: usize) {
         // SAFETY: above; a register's bytes are copied only as far as they are wanted.
         unsafe {
-            let rounded = _mm256_add_epi32(_mm256_cvtps_epi32(self), _mm256_set1_epi32(zero));
-            let halves = _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded));
+            // What is no number becomes 0 as it does elsewhere.
+            let number = _mm256_and_ps(self, _mm256_cmp_ps::<_CMP_ORD_Q>(self, self));
+            let rounded = _mm256_add_epi32(_mm256_cvtps_epi32(number), _mm256_set1_epi32(zero));
+            let halves =
+                _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded));
             let bytes = _mm_packus_epi16(halves, halves);
             if count >= 8 {
                 _mm_storel_epi64(to.cast(), bytes);
@@ -337,7 +351,10 @@ impl Columns for HalfColumns {
         for part in 0..2 {
             // SAFETY: above.
             unsafe {
-                _mm256_storeu_ps(to.add(part * 8), Half(self.0[part]).real(bias.add(part * 8), scale.add(part * 8)));
+                _mm256_storeu_ps(
+                    to.add(part * 8),
+                    Half(self.0[part]).real(bias.add(part * 8), scale.add(part * 8)),
+                );
             }
         }
     }
@@ -356,7 +373,8 @@ impl Columns for HalfColumns {
             }
             // Within each half of the register: eight channels in their order.
             let sixteen = _mm256_packs_epi32(part[0], part[1]);
-            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(sixteen), _mm256_extracti128_si256::<1>(sixteen));
+            let bytes =
+                _mm_packus_epi16(_mm256_castsi256_si128(sixteen), _mm256_extracti128_si256::<1>(sixteen));
             if count >= 16 {
                 _mm_storeu_si128(to.cast(), bytes);
             } else {

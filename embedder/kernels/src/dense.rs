@@ -13,7 +13,7 @@ use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
 use crate::lanes::{Lanes, Plain};
-use crate::shape::{Line, flat, flat_mut, lines_f32};
+use crate::shape::{Line, flat, flat_mut, lines_f32, values};
 use crate::{Clamp, Isa, Window};
 
 /// Bytes of input that are kept near while all panels look at them: half of a small second-level cache.
@@ -82,7 +82,11 @@ impl Dense {
     ) -> Self {
         let [inputs, outputs] = channels;
         let taps = window.kernel[0] * window.kernel[1];
-        assert_eq!(weights.len(), inputs * outputs * taps, "weights for every channel and pixel of the kernel");
+        assert_eq!(
+            weights.len(),
+            inputs * outputs * taps,
+            "weights for every channel and pixel of the kernel"
+        );
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "a bias for each output channel");
         let isa = isa.or_portable();
         let width = isa.width();
@@ -139,8 +143,8 @@ impl Dense {
     pub fn run(&self, image: [usize; 2], input: &[f32], residual: Option<&[f32]>, output: &mut [f32]) {
         let [inputs, outputs] = self.channels;
         let size = self.window.output(image).expect("the kernel fits into the image");
-        assert_eq!(input.len(), image[0] * image[1] * inputs, "an input of the shape");
-        assert_eq!(output.len(), size[0] * size[1] * outputs, "an output of the shape");
+        assert_eq!(input.len(), values(image, inputs), "an input of the shape");
+        assert_eq!(output.len(), values(size, outputs), "an output of the shape");
         assert!(residual.is_none_or(|residual| residual.len() == output.len()), "a residual of the shape");
         let residual = residual.map_or(core::ptr::null(), <[f32]>::as_ptr);
         let output = output.as_mut_ptr();
@@ -343,7 +347,11 @@ unsafe fn multiply<L: Lanes>(dense: &Dense, runs: &[Run], rows: Rows, tiles: &Ti
                         weights: weights[panel.weights..].as_ptr(),
                         bias: bias[panel.bias..].as_ptr(),
                         to: rows.to.add(skip),
-                        residual: if rows.residual.is_null() { rows.residual } else { rows.residual.add(skip) },
+                        residual: if rows.residual.is_null() {
+                            rows.residual
+                        } else {
+                            rows.residual.add(skip)
+                        },
                         outputs,
                         last: panel.channels.len() - lanes,
                         clamp: dense.clamp,
@@ -408,7 +416,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const REGISTERS: usize>(tile: &Tile<
 macro_rules! tiles {
     ($name:ident, $lanes:ty, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*]) => {
         mod $name {
-            #[allow(clippy::wildcard_imports, reason = "a part of the module above")]
+            #[expect(clippy::wildcard_imports, reason = "a part of the module above")]
             use super::*;
 
             /// # Safety

@@ -8,14 +8,14 @@
 use std::ops::Range;
 
 use crate::bytes::{DEPTH, Dots, Reals as _, Rounding};
-use crate::bytes_portable::Sums;
 #[cfg(target_arch = "aarch64")]
 use crate::bytes_neon::{Dotted, Widened};
+use crate::bytes_portable::Sums;
 #[cfg(target_arch = "x86_64")]
 use crate::bytes_x86::{Half, Wide};
 use crate::dense::panel_widths;
 use crate::lanes::Lanes;
-use crate::shape::{Line, flat, flat_mut};
+use crate::shape::{Line, flat, flat_mut, values};
 use crate::{Clamp, Isa, Window};
 
 /// Bytes of copied windows that all panels look at together.
@@ -101,8 +101,12 @@ impl DenseI8 {
     ) -> Self {
         let [inputs, outputs] = channels;
         let taps = window.kernel[0] * window.kernel[1];
+        assert!(inputs > 0 && outputs > 0 && taps > 0, "channels and a kernel");
         assert_eq!(integers.weights.len(), inputs * outputs * taps, "weights for every channel and pixel");
-        assert!(integers.steps.len() == outputs && integers.bias.len() == outputs, "steps and biases of each channel");
+        assert!(
+            integers.steps.len() == outputs && integers.bias.len() == outputs,
+            "steps and biases of each channel"
+        );
         let isa = isa.or_portable();
         let width = isa.dot_width();
         let depth = (inputs * taps).next_multiple_of(DEPTH);
@@ -124,7 +128,10 @@ impl DenseI8 {
                 for value in 0..inputs * taps {
                     // `[depth / 8][registers][2][width][4]`
                     let block = panel.weights + value / DEPTH * panel.registers * width * DEPTH;
-                    let place = lane / width * width * DEPTH + value % DEPTH / 4 * width * 4 + lane % width * 4 + value % 4;
+                    let place = lane / width * width * DEPTH
+                        + value % DEPTH / 4 * width * 4
+                        + lane % width * 4
+                        + value % 4;
                     flat_mut(&mut packed)[block + place] = weights[value % inputs * taps + value / inputs];
                 }
                 let sum: i32 = weights.iter().map(|weight| i32::from(*weight)).sum();
@@ -155,8 +162,8 @@ impl DenseI8 {
     pub fn run(&self, image: [usize; 2], input: &[u8], residual: Option<&[f32]>, mut outputs: Outputs<'_>) {
         let size = self.window.output(image).expect("the kernel fits into the image");
         let pixels = size[0] * size[1];
-        let length = pixels * self.channels[1];
-        assert_eq!(input.len(), image[0] * image[1] * self.channels[0], "an input of the shape");
+        let length = values(size, self.channels[1]);
+        assert_eq!(input.len(), values(image, self.channels[0]), "an input of the shape");
         assert!(residual.is_none_or(|residual| residual.len() == length), "a residual of the shape");
         outputs.check(length, self.rounding);
         let mut rows = Rows {
@@ -346,11 +353,16 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
                 let mut real = sum.real(tile.bias.add(r * D::WIDTH), tile.steps.add(r * D::WIDTH));
                 if !tile.residual.is_null() {
                     let from = tile.residual.add(at);
-                    real = real.add(if whole { D::Real::load(from) } else { D::Real::load_first(from, count) });
+                    real =
+                        real.add(if whole { D::Real::load(from) } else { D::Real::load_first(from, count) });
                 }
                 let real = real.clamp(low, high);
                 if !tile.real.is_null() {
-                    if whole { real.store(tile.real.add(at)) } else { real.store_first(tile.real.add(at), count) }
+                    if whole {
+                        real.store(tile.real.add(at))
+                    } else {
+                        real.store_first(tile.real.add(at), count)
+                    }
                 }
                 if !tile.bytes.is_null() {
                     let scaled = D::Real::splat(0.0).mul_add(real, steps).clamp(least, most);
@@ -366,7 +378,7 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
 macro_rules! tiles {
     ($name:ident, $sums:ty, $flip:expr, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*]) => {
         mod $name {
-            #[allow(clippy::wildcard_imports, reason = "a part of the module above")]
+            #[expect(clippy::wildcard_imports, reason = "a part of the module above")]
             use super::*;
 
             /// # Safety

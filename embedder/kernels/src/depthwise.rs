@@ -10,7 +10,7 @@ use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
 use crate::lanes::{Lanes, Plain};
-use crate::shape::{Line, flat, flat_mut, for_window, lines_f32};
+use crate::shape::{Line, flat, flat_mut, for_window, lines_f32, values};
 use crate::{Clamp, Isa, Window};
 
 /// A convolution of `f32` of each channel by itself, its weights packed for one set of instructions.
@@ -69,8 +69,8 @@ impl Depthwise {
     /// Where a slice has another length than the shape says, or the kernel does not fit.
     pub fn run(&self, image: [usize; 2], input: &[f32], output: &mut [f32]) {
         let size = self.window.output(image).expect("the kernel fits into the image");
-        assert_eq!(input.len(), image[0] * image[1] * self.channels, "an input of the shape");
-        assert_eq!(output.len(), size[0] * size[1] * self.channels, "an output of the shape");
+        assert_eq!(input.len(), values(image, self.channels), "an input of the shape");
+        assert_eq!(output.len(), values(size, self.channels), "an output of the shape");
         let line = size[1] * self.channels;
         for (y, output) in output.chunks_exact_mut(line).enumerate() {
             let (rows, top) = self.window.part(0, image[0], y);
@@ -220,7 +220,11 @@ impl<'a, L: Lanes> Part<'a, L> {
     /// # Safety
     /// They do; the processor has the instructions of `L`, and `output` is a whole row.
     #[inline(always)]
-    unsafe fn whole<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(&self, x: usize, output: *mut f32) {
+    unsafe fn whole<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        &self,
+        x: usize,
+        output: *mut f32,
+    ) {
         // SAFETY: the caller's, for every line; at the last channels only those that there are.
         unsafe {
             let mut sums = [L::load(self.weights); PIXELS];

@@ -6,13 +6,13 @@
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
 
 use crate::bytes::{Columns, Rounding, Scaling};
-use crate::bytes_portable::Sums;
 #[cfg(target_arch = "aarch64")]
 use crate::bytes_neon::WidenedColumns;
+use crate::bytes_portable::Sums;
 #[cfg(target_arch = "x86_64")]
 use crate::bytes_x86::{HalfColumns, WideColumns};
 use crate::dense_i8::{Integers, Outputs};
-use crate::shape::{Line, flat, flat_mut, for_window};
+use crate::shape::{Line, flat, flat_mut, for_window, values};
 use crate::{Clamp, Isa, Window};
 
 /// A convolution of bytes of each channel by itself, its weights packed for one set of instructions.
@@ -53,7 +53,9 @@ impl DepthwiseI8 {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Self::pack::<HalfColumns>(isa, channels, window, integers, clamp, rounding),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDot => Self::pack::<WidenedColumns>(isa, channels, window, integers, clamp, rounding),
+            Isa::Neon | Isa::NeonDot => {
+                Self::pack::<WidenedColumns>(isa, channels, window, integers, clamp, rounding)
+            }
             _ => Self::pack::<Sums>(isa, channels, window, integers, clamp, rounding),
         }
     }
@@ -68,7 +70,10 @@ impl DepthwiseI8 {
     ) -> Self {
         let [height, width] = window.kernel;
         assert_eq!(integers.weights.len(), channels * height * width, "weights for every channel and pixel");
-        assert!(integers.steps.len() == channels && integers.bias.len() == channels, "steps and biases of each channel");
+        assert!(
+            integers.steps.len() == channels && integers.bias.len() == channels,
+            "steps and biases of each channel"
+        );
         let groups = channels.div_ceil(C::WIDTH);
         let fours = height.div_ceil(4);
         let mut packed = Vec::with_capacity(groups * width * fours * 4 * C::WIDTH);
@@ -121,8 +126,8 @@ impl DepthwiseI8 {
     /// Where a slice has another length than the shape says, bytes are wanted without a rounding, or the kernel does not fit.
     pub fn run(&self, image: [usize; 2], input: &[u8], mut outputs: Outputs<'_>) {
         let size = self.window.output(image).expect("the kernel fits into the image");
-        assert_eq!(input.len(), image[0] * image[1] * self.channels, "an input of the shape");
-        outputs.check(size[0] * size[1] * self.channels, self.rounding);
+        assert_eq!(input.len(), values(image, self.channels), "an input of the shape");
+        outputs.check(values(size, self.channels), self.rounding);
         let edge = vec![self.edge; self.channels];
         let real = outputs.real.as_mut().map_or(core::ptr::null_mut(), |real| real.as_mut_ptr());
         let bytes = outputs.bytes.as_mut().map_or(core::ptr::null_mut(), |bytes| bytes.as_mut_ptr());
@@ -284,7 +289,13 @@ impl Part<'_, '_> {
     /// # Safety
     /// They do; and the processor has the instructions of `C`.
     #[inline(always)]
-    unsafe fn whole<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+    unsafe fn whole<
+        C: Columns,
+        const HEIGHT: usize,
+        const WIDTH: usize,
+        const STRIDE: usize,
+        const PIXELS: usize,
+    >(
         &self,
         x: usize,
     ) -> [C; PIXELS] {
@@ -333,7 +344,13 @@ impl Part<'_, '_> {
     /// # Safety
     /// As [`whole`](Self::whole).
     #[inline(always)]
-    unsafe fn add<C: Columns, const ROWS: usize, const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+    unsafe fn add<
+        C: Columns,
+        const ROWS: usize,
+        const WIDTH: usize,
+        const STRIDE: usize,
+        const PIXELS: usize,
+    >(
         &self,
         sums: &mut [C; PIXELS],
         bytes: C::Column,

@@ -13,8 +13,17 @@ use crate::{Isa, Layout};
 ///
 /// # Panics
 /// Where a slice has another length than `pixels` times `channels`.
-pub fn quantize(isa: Isa, rounding: Rounding, (layout, channels): (Layout, usize), real: &[f32], bytes: &mut [u8]) {
-    assert!(real.len() == bytes.len() && channels > 0 && real.len() % channels == 0, "as many bytes as numbers");
+pub fn quantize(
+    isa: Isa,
+    rounding: Rounding,
+    (layout, channels): (Layout, usize),
+    real: &[f32],
+    bytes: &mut [u8],
+) {
+    assert!(
+        real.len() == bytes.len() && channels > 0 && real.len() % channels == 0,
+        "as many bytes as numbers"
+    );
     let isa = isa.or_portable();
     if layout == Layout::ChannelsLast || channels == 1 {
         return round_all(isa, rounding, real, bytes);
@@ -80,7 +89,8 @@ unsafe fn round_each<R: Reals>(rounding: Rounding, flip: i32, real: &[f32], byte
     let count = real.len().min(bytes.len());
     // SAFETY: the caller's; of the last register only as many values as there are are read and written.
     unsafe {
-        let (step, least, most) = (R::splat(rounding.step), R::splat(-zero as f32), R::splat((255 - zero) as f32));
+        let (step, least, most) =
+            (R::splat(rounding.step), R::splat(-zero as f32), R::splat((255 - zero) as f32));
         for at in (0..count).step_by(R::WIDTH) {
             let (from, to) = (real.as_ptr().add(at), bytes.as_mut_ptr().add(at));
             let left = (count - at).min(R::WIDTH);

@@ -44,6 +44,15 @@ impl Window {
     }
 }
 
+/// Values in an image of so many channels.
+///
+/// # Panics
+/// Where no memory holds them.
+pub(crate) fn values(image: [usize; 2], channels: usize) -> usize {
+    let product = image[0].checked_mul(image[1]).and_then(|pixels| pixels.checked_mul(channels));
+    product.expect("an image that memory holds")
+}
+
 /// What an output may be: `low..=high`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Clamp {

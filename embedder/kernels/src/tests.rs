@@ -59,7 +59,14 @@ fn check_near(isa: Isa, found: &[f32], expected: &[f32], terms: usize) -> Result
     let tolerance = f32::EPSILON * (terms + 8) as f32;
     prop_assert_eq!(found.len(), expected.len());
     for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
-        prop_assert!((found - expected).abs() <= tolerance, "{}: {} is {}, not {}", isa.name(), place, found, expected);
+        prop_assert!(
+            (found - expected).abs() <= tolerance,
+            "{}: {} is {}, not {}",
+            isa.name(),
+            place,
+            found,
+            expected
+        );
     }
     Ok(())
 }
@@ -212,8 +219,10 @@ impl Drawn {
         let [_, outputs] = naive.channels;
         let weights: Vec<f32> = self.weights.iter().map(|weight| f32::from(*weight)).collect();
         let bias: Vec<f32> = self.bias.iter().map(|bias| *bias as f32).collect();
-        let input: Vec<f32> = self.input.iter().map(|byte| f32::from(*byte) - f32::from(self.zero_point)).collect();
-        let sums = Naive { weights: &weights, bias: &bias, clamp: Clamp::NONE, ..*naive }.run(image, &input, None);
+        let input: Vec<f32> =
+            self.input.iter().map(|byte| f32::from(*byte) - f32::from(self.zero_point)).collect();
+        let sums =
+            Naive { weights: &weights, bias: &bias, clamp: Clamp::NONE, ..*naive }.run(image, &input, None);
         let real = |(place, sum): (usize, f32)| {
             let residual = if with_residual { self.residual[place] } else { 0.0 };
             (sum * self.steps[place % outputs] + residual).clamp(naive.clamp.low, naive.clamp.high)
@@ -223,10 +232,18 @@ impl Drawn {
 
     fn bytes(&self, expected: &[f32]) -> Vec<u8> {
         let zero = f32::from(self.rounding.zero_point);
-        expected.iter().map(|x| ((x / self.rounding.step).round_ties_even() + zero).clamp(0.0, 255.0) as u8).collect()
+        expected
+            .iter()
+            .map(|x| ((x / self.rounding.step).round_ties_even() + zero).clamp(0.0, 255.0) as u8)
+            .collect()
     }
 
-    fn check(&self, isa: Isa, expected: &[f32], run: impl Fn(&[u8], Outputs<'_>)) -> Result<(), TestCaseError> {
+    fn check(
+        &self,
+        isa: Isa,
+        expected: &[f32],
+        run: impl Fn(&[u8], Outputs<'_>),
+    ) -> Result<(), TestCaseError> {
         let input: Vec<u8> = self.input.iter().map(|byte| byte ^ isa.flip()).collect();
         let (mut real, mut bytes) = (vec![f32::NAN; expected.len()], vec![0; expected.len()]);
         run(&input, Outputs { real: Some(&mut real), bytes: Some(&mut bytes) });
@@ -240,10 +257,19 @@ impl Drawn {
             // Sums are exact; their products with the steps are rounded twice.
             let name = isa.name();
             prop_assert!((real - expected).abs() <= 1e-5, "{name}: {place} is {real}, not {expected}");
-            prop_assert!((byte ^ isa.flip()).abs_diff(*wanted) <= 1, "{name}: {place} is {byte}, not {wanted}");
+            prop_assert!(
+                (byte ^ isa.flip()).abs_diff(*wanted) <= 1,
+                "{name}: {place} is {byte}, not {wanted}"
+            );
         }
-        let different = bytes.iter().zip(&wanted).filter(|(byte, wanted)| **byte ^ isa.flip() != **wanted).count();
-        prop_assert!(different <= 1 + bytes.len() / 100, "{}: {different} of {} differ", isa.name(), bytes.len());
+        let different =
+            bytes.iter().zip(&wanted).filter(|(byte, wanted)| **byte ^ isa.flip() != **wanted).count();
+        prop_assert!(
+            different <= 1 + bytes.len() / 100,
+            "{}: {different} of {} differ",
+            isa.name(),
+            bytes.len()
+        );
         Ok(())
     }
 }
@@ -306,10 +332,12 @@ proptest! {
         let mut real = random(channels * pixels, seed);
         // Halves, which go to the even neighbour.
         real.iter_mut().step_by(3).enumerate().for_each(|(place, x)| *x = (place as f32 + 0.5) * step);
+        real.iter_mut().skip(1).step_by(13).for_each(|x| *x = f32::NAN);
         let rounding = Rounding { step, zero_point };
         let expected: Vec<u8> = real
             .iter()
-            .map(|x| ((x / step).round_ties_even() + f32::from(zero_point)).clamp(0.0, 255.0) as u8)
+            .map(|x| if x.is_nan() { 0.0 } else { (x / step).round_ties_even() })
+            .map(|steps| (steps + f32::from(zero_point)).clamp(0.0, 255.0) as u8)
             .collect();
         let place = |at: usize| if planar { at % channels * pixels + at / channels } else { at };
         let layout = if planar { Layout::Planes } else { Layout::ChannelsLast };
@@ -340,4 +368,20 @@ fn a_kernel_that_does_not_fit_has_no_output() {
     assert_eq!(window.output([3, 2]), Some([1, 1]));
     assert_eq!(window.output([2, 9]), None);
     assert_eq!(Window { stride: [0, 1], ..window }.output([9, 9]), None);
+}
+
+#[test]
+fn what_this_processor_has_is_tested() {
+    let tested: Vec<Isa> = Isa::available().collect();
+    assert!(tested.contains(&Isa::Portable) && tested.contains(&Isa::detect()), "{tested:?}");
+}
+
+/// `make test-arm` looks for its name.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn neon_is_tested_with_the_dot_product_and_without() {
+    let tested: Vec<Isa> = Isa::available().collect();
+    assert!(tested.contains(&Isa::Neon), "{tested:?}");
+    let dot = std::arch::is_aarch64_feature_detected!("dotprod");
+    assert_eq!(tested.contains(&Isa::NeonDot), dot, "{tested:?}");
 }

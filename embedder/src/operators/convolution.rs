@@ -143,7 +143,12 @@ fn part<T>(all: &[T], image: usize, images: usize) -> &[T] {
 }
 
 /// As [`part`].
-fn part_mut<T: Datum>(all: &mut Tensor, image: usize, images: usize, run: impl FnOnce(&mut [T])) -> TractResult<()> {
+fn part_mut<T: Datum>(
+    all: &mut Tensor,
+    image: usize,
+    images: usize,
+    run: impl FnOnce(&mut [T]),
+) -> TractResult<()> {
     let size = all.len() / images;
     let mut all = all.try_as_plain_ram_mut()?;
     run(&mut all.as_slice_mut::<T>()?[image * size..][..size]);

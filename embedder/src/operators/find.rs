@@ -63,7 +63,8 @@ impl Found {
         let mut found = Self::default();
         for id in model.eval_order()? {
             if let Some(mut chain) = Chain::start(model, id, options)? {
-                if let Some((bytes, rounding)) = bytes_of(model, chain.input)?.filter(|_| chain.reads_bytes()) {
+                if let Some((bytes, rounding)) = bytes_of(model, chain.input)?.filter(|_| chain.reads_bytes())
+                {
                     chain.input = bytes;
                     found.rounded.insert(bytes.node, rounding);
                 }
@@ -134,13 +135,13 @@ impl Chain {
         });
         let window = Window { kernel: [tall, wide], stride: [down, right], before, after };
         let size = model.outlet_fact(id.into())?.shape.as_concrete().map(<[usize]>::to_vec);
-        let fits = window.output(image).is_some_and(|[h, w]| {
-            size.as_deref().is_some_and(|size| size[1..] == [outputs, h, w])
-        });
-        if !fits {
-            return Ok(None);
-        }
-        let count = outputs * inputs / conv.group * tall * wide;
+        let fits = window
+            .output(image)
+            .is_some_and(|[h, w]| size.as_deref().is_some_and(|size| size[1..] == [outputs, h, w]));
+        let count =
+            [outputs, inputs / conv.group, tall, wide].into_iter().try_fold(1_usize, usize::checked_mul);
+        // An image without channels is the engine's.
+        let Some(count) = count.filter(|count| fits && *count > 0) else { return Ok(None) };
         let integers = || -> TractResult<Option<Weights>> {
             let Some((_, rounding)) = bytes_of(model, node.inputs[0])? else { return Ok(None) };
             Ok(integers(model, &node.inputs, outputs, rounding).filter(|weights| weights.len() == count))
@@ -180,7 +181,10 @@ impl Chain {
             let inputs = &model.node(next).inputs;
             let Some(other) = inputs.iter().copied().find(|input| *input != last.into()) else { break };
             let (ours, theirs) = (model.outlet_fact(last.into())?, model.outlet_fact(other)?);
-            let constant = constant(model, other, 0).and_then(|constant| scalar(&constant));
+            if model.outlet_fact(next.into())?.shape != ours.shape {
+                break;
+            }
+            let constant = constant(model, other).and_then(|constant| scalar(&constant));
             let clamp = |low, high| Clamp { low, high };
             match constant {
                 Some(bound) if operation.0.is::<Max>() => {
@@ -200,9 +204,6 @@ impl Chain {
                 }
                 _ => break,
             }
-            if model.outlet_fact(next.into())?.shape != ours.shape {
-                break;
-            }
             found.parts.insert(last);
             last = next;
         }
@@ -210,7 +211,12 @@ impl Chain {
     }
 
     /// Looks for the node after the last that rounds what comes out.
-    fn round(&mut self, model: &TypedModel, last: usize, rounded: &HashMap<usize, Rounding>) -> TractResult<()> {
+    fn round(
+        &mut self,
+        model: &TypedModel,
+        last: usize,
+        rounded: &HashMap<usize, Rounding>,
+    ) -> TractResult<()> {
         if self.reads_bytes() {
             let readers = model.outlet_successors(last.into());
             let mut rounding = readers.iter().filter(|reader| rounded.contains_key(&reader.node));
@@ -251,7 +257,14 @@ impl Chain {
                 let integers = Integers { weights, steps, bias, zero_point: *zero_point };
                 if depthwise {
                     let channels = self.channels[0];
-                    Kernel::DepthwiseI8(DepthwiseI8::new(isa, channels, window, integers, clamp, self.rounding))
+                    Kernel::DepthwiseI8(DepthwiseI8::new(
+                        isa,
+                        channels,
+                        window,
+                        integers,
+                        clamp,
+                        self.rounding,
+                    ))
                 } else {
                     Kernel::DenseI8(DenseI8::new(isa, self.channels, window, integers, clamp, self.rounding))
                 }
@@ -269,20 +282,15 @@ fn only_successor(model: &TypedModel, id: usize) -> TractResult<Option<usize>> {
     Ok((!is_output && model.node(id).outputs.len() == 1).then_some(only.node))
 }
 
-/// Constants before a node, at most.
-const DEPTH_MAX: usize = 8;
-
-/// The value of an outlet that depends on nothing but constants.
-fn constant(model: &TypedModel, outlet: OutletId, depth: usize) -> Option<Arc<Tensor>> {
-    if let Some(constant) = &model.outlet_fact(outlet).ok()?.konst {
-        return Some(constant.clone());
+/// The value of an outlet that is a constant, or one operation away from it, as the engine leaves biases and bounds.
+fn constant(model: &TypedModel, outlet: OutletId) -> Option<Arc<Tensor>> {
+    let known = |outlet: OutletId| model.outlet_fact(outlet).ok()?.konst.clone();
+    if let Some(constant) = known(outlet) {
+        return Some(constant);
     }
     let node = model.node(outlet.node);
-    if node.inputs.is_empty() || depth == DEPTH_MAX {
-        return None;
-    }
-    let inputs = node.inputs.iter().map(|input| Some(constant(model, *input, depth + 1)?.into_tvalue()));
-    let outputs = node.op.eval_out_of_plan(inputs.collect::<Option<_>>()?).ok()??;
+    let [input] = node.inputs[..] else { return None };
+    let outputs = node.op.eval_out_of_plan(tvec!(known(input)?.into_tvalue())).ok()??;
     Some(outputs.get(outlet.slot)?.clone().into_arc_tensor())
 }
 
@@ -315,10 +323,10 @@ impl Weights {
 
 /// The `f32` weights of a convolution, and its bias.
 fn real_weights(model: &TypedModel, inputs: &[OutletId], outputs: usize) -> Option<Weights> {
-    let weights = constant(model, inputs[1], 0).filter(|weights| weights.datum_type() == f32::datum_type())?;
+    let weights = constant(model, inputs[1]).filter(|weights| weights.datum_type() == f32::datum_type())?;
     let bias = match inputs.get(2) {
         None => None,
-        Some(bias) => Some(bias_of(&*constant(model, *bias, 0)?, outputs)?),
+        Some(bias) => Some(bias_of(&*constant(model, *bias)?, outputs)?),
     };
     Some(Weights::Real { weights, bias })
 }
@@ -332,9 +340,13 @@ fn bytes_of(model: &TypedModel, value: OutletId) -> TractResult<Option<(OutletId
     let Some(rounds) = rounds.and_then(|op| op.0.downcast_ref::<QuantizeLinearU8>()) else { return Ok(None) };
     let readers = model.outlet_successors(bytes);
     let same = |reader: &DequantizeLinearF32| reader == real;
-    let all = readers.iter().all(|reader| model.node(reader.node).op_as::<DequantizeLinearF32>().is_some_and(same));
+    let all =
+        readers.iter().all(|reader| model.node(reader.node).op_as::<DequantizeLinearF32>().is_some_and(same));
     // The step of the rounding is there as its inverse.
     let fits = i32::from(rounds.zero_point) == real.zero_point
+        && real.scale > 0.0
+        && real.scale.is_finite()
+        && model.outlet_fact(model.node(bytes.node).inputs[0])?.datum_type == f32::datum_type()
         && (real.scale * rounds.scale - 1.0).abs() <= 4.0 * f32::EPSILON
         && model.outlet_fact(bytes)?.rank() == 4
         && !model.output_outlets()?.contains(&bytes);
@@ -344,25 +356,41 @@ fn bytes_of(model: &TypedModel, value: OutletId) -> TractResult<Option<(OutletId
 
 /// The int8 weights of a convolution of bytes, one step an output channel, and its bias in those steps.
 fn integers(model: &TypedModel, inputs: &[OutletId], outputs: usize, rounding: Rounding) -> Option<Weights> {
-    let weights = constant(model, inputs[1], 0)?;
+    let weights = constant(model, inputs[1])?;
     let weights = weights.try_as_plain_ram().ok()?;
-    let (weights, steps) = signed_weights(weights.as_slice::<f32>().ok()?, outputs)?;
+    let (mut weights, steps) = signed_weights(weights.as_slice::<f32>().ok()?, outputs)?;
     let bias = match inputs.get(2) {
         None => vec![0.0; outputs],
-        Some(bias) => bias_of(&*constant(model, *bias, 0)?, outputs)?,
+        Some(bias) => bias_of(&*constant(model, *bias)?, outputs)?,
     };
-    // Where all weights are zero, there is nothing but the bias.
-    let of_bias = |bias: f32| if bias == 0.0 { 1.0 } else { bias.abs() / (1 << 20) as f32 };
-    let step = |(step, bias): (f32, &f32)| if step == 0.0 { of_bias(*bias) } else { step * rounding.step };
-    let steps: Vec<f32> = steps.into_iter().zip(&bias).map(step).collect();
-    // A bias and the largest products fit into a sum.
-    let products = (weights.len() / outputs.max(1)) as f64 * 255.0 * 127.0;
-    let in_steps = |(bias, step): (&f32, &f32)| {
-        let bias = (f64::from(*bias) / f64::from(*step)).round();
-        (bias.abs() + products <= f64::from(i32::MAX)).then_some(bias as i32)
-    };
-    let bias: Vec<i32> = bias.iter().zip(&steps).map(in_steps).collect::<Option<_>>()?;
+    let depth = weights.len() / outputs.max(1);
+    let (mut sum_steps, mut sum_bias) = (Vec::with_capacity(outputs), Vec::with_capacity(outputs));
+    for ((channel, step), bias) in weights.chunks_exact_mut(depth.max(1)).zip(steps).zip(bias) {
+        let (step, bias) = finest(channel, step * rounding.step, bias)?;
+        sum_steps.push(step);
+        sum_bias.push(bias);
+    }
+    let (steps, bias) = (sum_steps, sum_bias);
     Some(Weights::Integers { weights, steps, bias, zero_point: rounding.zero_point })
+}
+
+/// Makes the weights of a channel the largest whole numbers that stand for the same, so that the bias, which is rounded to a step of
+/// the sums, is as exact as can be; `None` where no sum holds it. Returns that step and the bias in it.
+fn finest(weights: &mut [i8], step: f32, bias: f32) -> Option<(f32, i32)> {
+    let largest = weights.iter().map(|weight| weight.unsigned_abs()).max().unwrap_or(0);
+    if largest == 0 {
+        // There is nothing but the bias.
+        let step = if bias == 0.0 { 1.0 } else { bias.abs() / (1 << 20) as f32 };
+        return Some((step, (bias / step).round() as i32));
+    }
+    // A bias and the largest products fit into a sum.
+    let products = weights.len() as f64 * 255.0 * 127.0;
+    let (factor, bias) = (1..=127 / largest).rev().find_map(|factor| {
+        let bias = (f64::from(bias) * f64::from(factor) / f64::from(step)).round();
+        (bias.abs() + products <= f64::from(i32::MAX)).then_some((factor, bias as i32))
+    })?;
+    weights.iter_mut().for_each(|weight| *weight *= factor as i8);
+    Some((step / f32::from(factor), bias))
 }
 
 /// The int8 weights and their steps, one an output channel (0 where all its weights are), that `DequantizeLinear` has made real weights of: the engine has done so by
@@ -378,7 +406,7 @@ fn signed_weights(weights: &[f32], outputs: usize) -> Option<(Vec<i8>, Vec<f32>)
             steps.push(0.0);
             continue;
         }
-        // The largest is so many steps. As few as can be: with more, a bias would be more than a sum can hold.
+        // The largest is so many steps.
         let (step, rounded) = (1..=127_u8).find_map(|most| {
             let step = largest / f32::from(most);
             let rounded: Option<Vec<i8>> = channel.iter().map(|weight| whole(*weight, step)).collect();

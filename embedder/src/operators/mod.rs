@@ -28,8 +28,14 @@ use find::Found;
 
 /// The model with our operators wherever a rule of `options` fires; as it was where none does.
 pub(crate) fn rewrite(model: TypedModel, options: &EmbedderOptions) -> TractResult<TypedModel> {
-    let found = Found::look(&model, options)?;
-    if found.is_empty() { Ok(model) } else { Copy::of(&model, options.isa, found) }
+    let isa = if options.isa.is_available() { options.isa } else { Isa::Portable };
+    let found = Found::look(&model, &EmbedderOptions { isa, ..*options })?;
+    if found.is_empty() { Ok(model) } else { Copy::of(&model, isa, found) }
+}
+
+/// Whether there are operators of ours in a model.
+pub(crate) fn are_in(model: &TypedModel) -> bool {
+    model.nodes().iter().any(|node| node.op_is::<convolution::Convolution>())
 }
 
 /// A copy of a model as it grows.
@@ -94,9 +100,8 @@ impl<'a> Copy<'a> {
         let node = self.model.node(id);
         let goes_along = node.op_is::<ElementWiseOp>() || node.op_is::<TypedBinOp>();
         let has_turned = node.inputs.iter().any(|input| self.is_only_channels_last(*input));
-        let images = node.inputs.iter().all(|input| {
-            self.model.outlet_fact(*input).is_ok_and(|fact| fact.rank() == 4)
-        });
+        let images =
+            node.inputs.iter().all(|input| self.model.outlet_fact(*input).is_ok_and(|fact| fact.rank() == 4));
         if goes_along && has_turned && images {
             let inputs: TractResult<Vec<_>> =
                 node.inputs.iter().map(|input| self.channels_last(*input)).collect();
@@ -176,7 +181,9 @@ impl<'a> Copy<'a> {
         }
         let last = match self.channels_last.get(&outlet) {
             Some(last) => *last,
-            None => self.real_again(outlet)?.ok_or_else(|| TractError::msg("a value is used before it is made"))?,
+            None => self
+                .real_again(outlet)?
+                .ok_or_else(|| TractError::msg("a value is used before it is made"))?,
         };
         let turned = self.turn(outlet, last, AxisOp::Move(3, 1), "channels-first")?;
         self.plain.insert(outlet, turned);
@@ -207,7 +214,8 @@ impl<'a> Copy<'a> {
     }
 
     fn turn(&mut self, outlet: OutletId, from: OutletId, turn: AxisOp, what: &str) -> TractResult<OutletId> {
-        let name = self.copy.unique_name(format!("{}.{what}", self.model.node(outlet.node).name)).into_owned();
+        let name =
+            self.copy.unique_name(format!("{}.{what}", self.model.node(outlet.node).name)).into_owned();
         Ok(self.copy.wire_node(name, turn, &[from])?[0])
     }
 }

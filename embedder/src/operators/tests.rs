@@ -7,6 +7,7 @@ use tract_onnx::tract_core::internal::Approximation;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec, PoolSpec};
 use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_core::ops::nn::DataFormat;
+use tract_onnx::tract_core::ops::quant::{DequantizeLinearF32, quantize_linear_u8};
 
 use super::{convolution::Convolution, rewrite};
 use crate::EmbedderOptions;
@@ -58,11 +59,25 @@ impl Graph {
         self.model.add_const(format!("node{}", self.model.nodes().len()), value).unwrap()
     }
 
-    fn conv(&mut self, outputs: usize, group: usize, kernel: [usize; 2], strides: [usize; 2], padding: PaddingSpec) {
+    fn conv(
+        &mut self,
+        outputs: usize,
+        group: usize,
+        kernel: [usize; 2],
+        strides: [usize; 2],
+        padding: PaddingSpec,
+    ) {
         self.seed += 1;
+        let weights = numbers(&[outputs, self.shape[1] / group, kernel[0], kernel[1]], self.seed);
+        self.conv_with(weights, group, strides, padding);
+    }
+
+    fn conv_with(&mut self, weights: Tensor, group: usize, strides: [usize; 2], padding: PaddingSpec) {
         let inputs = self.shape[1];
-        let weights = self.constant(numbers(&[outputs, inputs / group, kernel[0], kernel[1]], self.seed));
+        let &[outputs, _, tall, wide] = weights.shape() else { panic!("weights of a convolution") };
+        let kernel = [tall, wide];
         let bias = self.constant(numbers(&[outputs], self.seed + 1000));
+        let weights = self.constant(weights);
         let pool_spec = PoolSpec {
             data_format: DataFormat::NCHW,
             kernel_shape: (&kernel[..]).into(),
@@ -76,8 +91,36 @@ impl Graph {
         self.wire(conv, &[weights, bias]);
     }
 
+    /// As `QuantizeLinear` and `DequantizeLinear` become in the engine.
+    fn rounded(&mut self, step: f32, zero_point: u8) {
+        self.wire(quantize_linear_u8(step.recip(), zero_point), &[]);
+        self.wire(DequantizeLinearF32::new(step, zero_point.into()), &[]);
+    }
+
+    /// As [`conv`](Self::conv), its weights being whole numbers of steps, one step an output channel.
+    fn conv_of_integers(
+        &mut self,
+        outputs: usize,
+        group: usize,
+        kernel: [usize; 2],
+        strides: [usize; 2],
+        padding: PaddingSpec,
+    ) {
+        self.seed += 1;
+        let inputs = self.shape[1];
+        let depth = inputs / group * kernel[0] * kernel[1];
+        let drawn = numbers(&[outputs * depth], self.seed);
+        let drawn = drawn.try_as_plain_ram().unwrap().as_slice::<f32>().unwrap().to_vec();
+        let step = |channel: usize| (1.0 + channel as f32 / 7.0) / 127.0 / depth as f32;
+        let weights: Vec<f32> =
+            drawn.iter().enumerate().map(|(at, x)| (x * 127.0).round() * step(at / depth)).collect();
+        let weights = Tensor::from_shape(&[outputs, inputs / group, kernel[0], kernel[1]], &weights).unwrap();
+        self.conv_with(weights, group, strides, padding);
+    }
+
     fn clamp(&mut self, low: f32, high: f32) {
-        let [low, high] = [low, high].map(|bound| self.constant(tensor0(bound).broadcast_into_rank(4).unwrap()));
+        let [low, high] =
+            [low, high].map(|bound| self.constant(tensor0(bound).broadcast_into_rank(4).unwrap()));
         self.wire(math::max(), &[low]);
         self.wire(math::min(), &[high]);
     }
@@ -152,6 +195,75 @@ proptest! {
         }
         check(&graph.finish(), 7, seed);
     }
+}
+
+/// A graph in QDQ form whose last value is rounded to `step`: the engine, which computes in `f32`, and ours, in integers, are at
+/// most one step apart.
+fn check_rounded(model: &TypedModel, operators: usize, step: f32, seed: u64) {
+    let shape = model.input_fact(0).unwrap().shape.as_concrete().unwrap().to_vec();
+    let input = numbers(&shape, seed ^ 77);
+    let expected = run(model.clone(), &input);
+    let expected = expected.try_as_plain_ram().unwrap().as_slice::<f32>().unwrap().to_vec();
+    for isa in Isa::available() {
+        let only_int8 = EmbedderOptions { isa, int8: true, ..EmbedderOptions::engine_alone() };
+        let rewritten = rewrite(model.clone(), &only_int8).unwrap();
+        assert_eq!(ours(&rewritten), operators, "{}", isa.name());
+        let found = run(rewritten, &input);
+        let found = found.try_as_plain_ram().unwrap().as_slice::<f32>().unwrap().to_vec();
+        assert_eq!(found.len(), expected.len());
+        let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        let (worst, different) =
+            apart.fold((0.0_f32, 0), |(worst, count), x| (worst.max(x), count + usize::from(x > step / 2.0)));
+        assert!(worst < 1.01 * step, "{}: {worst} apart, and a step is {step}", isa.name());
+        // Biases are rounded to steps of the sums, and values half-way between two bytes go either way.
+        assert!(different <= 2 + found.len() / 10, "{}: {different} of {} differ", isa.name(), found.len());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) })]
+
+    #[test]
+    fn every_convolution_of_bytes_is_within_a_step_of_the_engines_own(
+        images in 1_usize..=2, inputs in 1_usize..=24, outputs in 1_usize..=40, depthwise: bool,
+        kernel in [1_usize..=5, 1_usize..=5], strides in [1_usize..=2, 1_usize..=2], padding in paddings(),
+        more in [0_usize..=12, 0_usize..=12], clamped: bool, zero_points: [u8; 2], seed in 0_u64..1_000_000,
+    ) {
+        let mut graph = Graph::new([images, inputs, kernel[0] + more[0], kernel[1] + more[1]], seed);
+        let (outputs, group) = if depthwise { (inputs, inputs) } else { (outputs, 1) };
+        graph.rounded(0.01, zero_points[0]);
+        graph.conv_of_integers(outputs, group, kernel, strides, padding);
+        if clamped {
+            graph.clamp(0.0, 1.0);
+        }
+        graph.rounded(0.02, zero_points[1]);
+        check_rounded(&graph.finish(), 1, 0.02, seed);
+    }
+}
+
+/// An inverted residual in QDQ form: bytes from one convolution to the next, and the shortcut in real numbers.
+#[test]
+fn bytes_stay_bytes_between_convolutions() {
+    let mut graph = Graph::new([1, 3, 12, 12], 9);
+    graph.rounded(0.01, 100);
+    graph.conv_of_integers(16, 1, [3, 3], [2, 2], PaddingSpec::SameUpper);
+    let shortcut = graph.last;
+    graph.rounded(0.02, 128);
+    graph.conv_of_integers(48, 1, [1, 1], [1, 1], PaddingSpec::Valid);
+    graph.clamp(0.0, 2.0);
+    graph.rounded(2.0 / 255.0, 0);
+    graph.conv_of_integers(48, 48, [3, 3], [1, 1], PaddingSpec::SameUpper);
+    graph.clamp(0.0, 2.0);
+    graph.rounded(2.0 / 255.0, 0);
+    graph.conv_of_integers(16, 1, [1, 1], [1, 1], PaddingSpec::Valid);
+    graph.wire(math::add(), &[shortcut]);
+    graph.rounded(0.05, 120);
+    let model = graph.finish();
+    check_rounded(&model, 4, 0.05, 9);
+    let rewritten = rewrite(model, &EmbedderOptions::all(Isa::detect())).unwrap();
+    let named = |name: &str| rewritten.nodes().iter().filter(|node| node.op.name().contains(name)).count();
+    // The image is rounded by an operator of its own; the output is not ours, for nobody reads its bytes but the engine.
+    assert_eq!((named("GlimpseRound"), named("QuantizeLinear"), named("I8")), (1, 1, 4), "{rewritten}");
 }
 
 #[test]

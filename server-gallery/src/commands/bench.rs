@@ -1,4 +1,5 @@
-//! `bench`: how fast this machine searches, and what it finds; beside Faiss where its peer program is given.
+//! `bench`: how fast this machine searches, and what it finds; beside Faiss where its peer program is given. And how fast it
+//! embeds, with a network.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use glimpse_embedder::Embedder;
+use glimpse_embedder::bench::measure;
 use glimpse_quantizer::expansion::normalize;
 use glimpse_quantizer::train::{TrainOptions, quantization_error, train};
 use glimpse_quantizer::{Kernel, Precision};
@@ -31,6 +34,7 @@ Examples:
   glimpse-gallery bench --rows 200000 --dimension 512 --index IVF512,PQ128x4fs+SQ8 --probes 16,64
   glimpse-gallery bench --gallery gallery
   glimpse-gallery bench --features features.f32 --dimension 224 --index PQ56x4fs+SQ8
+  glimpse-gallery bench --network models/demo/gallery.onnx --profile
 
 An index is named as Faiss's factory names it: [IVF<lists>,]PQ<sub-spaces>[x4fs][+SQ8 or +SQfp16]. Vectors are drawn around
 centres by the seed, or read from a file. With --peer a program that speaks Faiss's part runs beside, its turns between
@@ -39,8 +43,20 @@ pub struct BenchArgs {
     /// Measure the index that a gallery has, instead of others; queries are drawn around its features
     #[arg(long, value_name = "DIR", conflicts_with_all = ["indexes", "features", "peer", "trained", "out"])]
     gallery: Option<PathBuf>,
-    /// With --gallery: write JSON
-    #[arg(long, requires = "gallery")]
+    /// Measure how fast a network embeds, instead of an index
+    #[arg(long, value_name = "ONNX", conflicts_with_all = ["gallery", "indexes", "features", "peer", "trained", "out"])]
+    network: Option<PathBuf>,
+    /// With --network: a JPEG or PNG to embed, which is decoded each time [default: one drawn by a formula]
+    #[arg(long, value_name = "PHOTO", requires = "network")]
+    photo: Option<PathBuf>,
+    /// With --network: where the network's time goes, by operator
+    #[arg(long, requires = "network")]
+    profile: bool,
+    /// With --network: photos to measure
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    runs: u32,
+    /// With --gallery or --network: write JSON
+    #[arg(long)]
     json: bool,
     /// Vectors to draw
     #[arg(long, default_value_t = 100_000, value_name = "N")]
@@ -61,7 +77,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Indexes to measure
-    #[arg(long = "index", required_unless_present = "gallery", value_name = "NAME")]
+    #[arg(long = "index", required_unless_present_any = ["gallery", "network"], value_name = "NAME")]
     indexes: Vec<String>,
     /// Inverted lists to look up
     #[arg(long, value_delimiter = ',', default_value = "16", value_name = "N,..")]
@@ -129,14 +145,36 @@ struct TrainRow {
 }
 
 impl BenchArgs {
+    /// How fast a network embeds.
+    fn embeds(&self, network: &Path) -> anyhow::Result<()> {
+        let embedder = Embedder::load(network)?;
+        let read = |path: &PathBuf| {
+            std::fs::read(path).with_context(|| format!("cannot read the photo {}", path.display()))
+        };
+        let photo = self.photo.as_ref().map(read).transpose()?;
+        let measured = measure(&embedder, photo.as_deref(), self.runs as usize, self.profile)?;
+        if self.json {
+            write_line(format_args!("{}", serde_json::to_string_pretty(&measured)?))
+        } else {
+            write_line(format_args!("{measured}"))
+        }
+    }
+
     pub(super) fn run(self) -> anyhow::Result<()> {
         ensure!(
             self.rows > K && self.dimension > 0 && self.queries > 0 && self.rounds > 0 && self.singles > 0,
             "nothing to measure"
         );
+        if let Some(network) = &self.network {
+            return self.embeds(network);
+        }
         if let Some(gallery) = &self.gallery {
             return self.kept(gallery);
         }
+        ensure!(
+            !self.json,
+            "--json goes with --gallery or --network; an index's report is written by --out FILE"
+        );
         let names = self.indexes.iter().map(|name| Named::parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
         let shapes = self.trained.iter().map(|text| shape(text)).collect::<anyhow::Result<Vec<_>>>()?;
         let (features, queries) = match &self.features {

@@ -11,9 +11,9 @@ use redb::{
 };
 
 use super::{
-    CHANGES, CONTENTS, Contained, Content, FEATURES, FILE, FileId, Header, Image, META, Meta, READ_CACHE_BYTES, RECORDS,
-    RecordRow, State, Store, StoreError, builder, contained, database_error, image_of, open_error,
-    read_header,
+    CHANGES, CONTENTS, Contained, Content, FEATURES, FILE, FileId, Header, Image, META, Meta,
+    READ_CACHE_BYTES, RECORDS, RecordRow, State, Store, StoreError, builder, contained, database_error,
+    image_of, open_error, read_header,
 };
 use crate::catalogue::{Catalogue, CatalogueBuilder};
 

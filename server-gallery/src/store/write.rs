@@ -9,9 +9,9 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata as _
 
 use super::image::encode_feature;
 use super::{
-    CHANGES, CONTENTS, Committed, Contained, Content, FEATURES, FILE, FORMAT, FileId, Header, Image, META, Meta,
-    RECORDS, RecordRow, StoreError, WRITE_CACHE_BYTES, builder, contained, database_error, image_of, migrate,
-    open_error, read_header,
+    CHANGES, CONTENTS, Committed, Contained, Content, FEATURES, FILE, FORMAT, FileId, Header, Image, META,
+    Meta, RECORDS, RecordRow, StoreError, WRITE_CACHE_BYTES, builder, contained, database_error, image_of,
+    migrate, open_error, read_header,
 };
 
 /// Changes that are kept for readers that are behind, at most. Who is further behind reads the whole gallery.
@@ -62,7 +62,7 @@ impl Store {
         // Another file may take its place while it is opened, which can take a while.
         let before = FileId::of(&path);
         let (database, meta) = contained(&path, || {
-            let database = open(&path).map_err(|error| open_error(&path, error))?;
+            let database = Contained::new(open(&path).map_err(|error| open_error(&path, error))?);
             let failed = |error: redb::Error| database_error(&path, error);
             migrate::to_newest(&database, &path)?;
             let read = database.begin_read().map_err(|error| failed(error.into()))?;
@@ -78,7 +78,7 @@ impl Store {
         if before.is_some() && before != file {
             return Err(StoreError::Replaced(path));
         }
-        Ok(Self { database: Contained::new(database), path, file, meta })
+        Ok(Self { database, path, file, meta })
     }
 
     /// What the gallery is, as of our last commit.
@@ -385,7 +385,9 @@ const COPY_BATCH: usize = 4096;
 /// What is damaged, or cannot be written.
 pub fn copy(from: &Committed, to: &Path, each: &mut dyn FnMut()) -> Result<(), StoreError> {
     let failed = |error: redb::Error| database_error(to, error);
-    let database = builder(WRITE_CACHE_BYTES).create(to).map_err(|error| open_error(to, error))?;
+    let database =
+        contained(to, || builder(WRITE_CACHE_BYTES).create(to).map_err(|error| open_error(to, error)))?;
+    let database = Contained::new(database);
     let write = |batch: &mut Vec<(Image, Vec<f32>)>| -> Result<(), redb::Error> {
         let write = database.begin_write()?;
         let mut tables = Tables::open(&write, *from.header())?;
