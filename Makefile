@@ -34,7 +34,7 @@ test: python-packages weights browser mosquitto ## every test: units, programs e
 	$(CARGO) test --release --workspace --no-fail-fast
 	$(MAKE) --no-print-directory test-arm
 
-test-arm: ## the quantizer's tests for 64-bit ARM (its NEON kernels) in an emulator, fetched by apt and installed nowhere
+test-arm: ## the tests of quantizer and kernels for 64-bit ARM (what is written for NEON) in an emulator, fetched by apt and installed nowhere
 	CARGO="$(CARGO)" tools/arm/test.sh
 
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
