@@ -51,7 +51,10 @@ static LAST: Mutex<String> = Mutex::new(String::new());
 
 fuzz_target!(|input: &[u8]| {
     if std::panic::catch_unwind(|| look(input)).is_err() {
-        eprintln!("{}", LAST.lock().unwrap());
+        // The gallery's identity is random, so that the input alone does not show it again: the file does.
+        let kept = std::env::temp_dir().join("glimpse-fuzz-gallery.redb");
+        let copied = std::fs::copy(WHOLE.place.path().join(FILE), &kept);
+        eprintln!("{}\nthe file: {} ({copied:?})", LAST.lock().unwrap(), kept.display());
         std::process::abort();
     }
 });
