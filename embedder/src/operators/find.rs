@@ -393,8 +393,8 @@ fn finest(weights: &mut [i8], step: f32, bias: f32) -> Option<(f32, i32)> {
     Some((step / f32::from(factor), bias))
 }
 
-/// The int8 weights and their steps, one an output channel (0 where all its weights are), that `DequantizeLinear` has made real weights of: the engine has done so by
-/// now, and only the products are there. `None` where they are no such products.
+/// The int8 weights and their steps, one an output channel (0 where all its weights are), that `DequantizeLinear` has made real
+/// weights of: the engine has done so by now, and only the products are there. `None` where they are no such products.
 fn signed_weights(weights: &[f32], outputs: usize) -> Option<(Vec<i8>, Vec<f32>)> {
     let depth = weights.len() / outputs.max(1);
     let mut integers = Vec::with_capacity(weights.len());
