@@ -1,6 +1,6 @@
 //! `glimpse-edge`: arguments and logging; the commands are in the library.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -11,7 +11,14 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,glimpse_edge=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        // It would report a closed standard error on standard error, and panic.
+        .log_internal_errors(false)
+        .with_target(false)
+        .init();
     let result = match cli.command {
         Command::Query(args) => query::run(args),
         Command::Embed(args) => embed::run(&args),

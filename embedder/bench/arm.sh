@@ -27,33 +27,8 @@ if [ ! -e "$cache/aarch64/.done-$version" ]; then
 fi
 library="$cache/aarch64/unpacked/onnxruntime/capi/libonnxruntime.so.$version"
 
-# The toolchain has an assembler and a linker; C and preprocessed assembly of tract and blake3 want a compiler. Zig's is one wheel.
-zig=0.13.0
-if [ ! -e "$cache/zig/.done-$zig" ]; then
-    PIP_ROOT_USER_ACTION=ignore "${PYTHON:-python3}" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-        --target "$cache/zig" "ziglang==$zig" >&2
-    touch "$cache/zig/.done-$zig"
-fi
-# Rust's name for the target is not Zig's.
-cat >"$cache/zig-cc" <<END
-#!/usr/bin/env bash
-for argument; do
-    shift
-    [[ \$argument == --target=* ]] || set -- "\$@" "\$argument"
-done
-exec "$cache/zig/ziglang/zig" cc -target aarch64-linux-gnu "\$@"
-END
-printf '#!/bin/sh\nexec "%s" ar "$@"\n' "$cache/zig/ziglang/zig" >"$cache/zig-ar"
-chmod +x "$cache"/zig-{cc,ar}
-export CC_aarch64_unknown_linux_gnu="$cache/zig-cc" AR_aarch64_unknown_linux_gnu="$cache/zig-ar"
-
-unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-export CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/target-arm"
-target=aarch64-unknown-linux-gnu
-RUSTC="$toolchain/usr/bin/rustc" CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER="$toolchain/usr/bin/aarch64-linux-gnu-ld" \
-    PATH="$toolchain/usr/bin:$PATH" "${CARGO:-cargo}" build --release -p glimpse-embedder --features onnxruntime \
-    --example bench_embed --target $target >&2
-program="$CARGO_TARGET_DIR/$target/release/examples/bench_embed"
+tools/arm/cargo.sh build --release -p glimpse-embedder --features onnxruntime --example bench_embed >&2
+program="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/target-arm/aarch64-unknown-linux-gnu/release/examples/bench_embed"
 
 # ONNX Runtime asks the system for the processor, and gives up where it finds nothing.
 root="$cache/root"

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glimpse_embedder::{
-    Embedder, EmbedderOptions, ModelMetadata, Network, decode_photo, onnxruntime, read_metadata,
+    Colours, Embedder, EmbedderOptions, Frame, ModelMetadata, Network, Preprocessing, Preprocessor, RgbImage,
+    Threads, decode_photo, onnxruntime, read_metadata,
 };
 use serde_json::json;
 
@@ -155,6 +156,26 @@ fn speed(speed: &Speed) -> Result<(), Failure> {
         Ok(times.map(|times| median(&times)))
     };
     let large = whole_of(&std::fs::read(&speed.large)?)?;
+    let wall = |threads: Threads| -> Result<f64, Failure> {
+        let options = EmbedderOptions { threads, ..EmbedderOptions::default() };
+        let embedder = Embedder::load_with(&speed.f32, &options)?;
+        let mut times = Vec::new();
+        for turn in 0..speed.turns + 3 {
+            let start = Instant::now();
+            embedder.embed_tensor(&tensor)?;
+            if turn >= 3 {
+                times.push(start.elapsed());
+            }
+        }
+        Ok(median(&times))
+    };
+    let by_threads = [wall(Threads::ONE)?, wall(Threads::All)?];
+    let mut loading = Vec::new();
+    for _ in 0..5 {
+        let start = Instant::now();
+        Embedder::load(&speed.f32)?;
+        loading.push(start.elapsed());
+    }
     let (cosine, worst, photos) = agreement(&embedder, &Embedder::load(&speed.int8)?, &speed.photos)?;
     let report = json!({
         "machine": machine(),
@@ -169,6 +190,10 @@ fn speed(speed: &Speed) -> Result<(), Failure> {
         "decode_ms": median(&decoding),
         "resize_ms": median(&resizing),
         "whole_ms": median(&whole),
+        "frame_ms": frames(metadata.preprocessing, &photo, speed.turns)?,
+        "load_ms": median(&loading),
+        "wall_ms_one_thread": by_threads[0],
+        "wall_ms_all_threads": by_threads[1],
         "large_decode_ms": large[0],
         "large_resize_ms": large[1],
         "int8_cosine_to_f32": cosine,
@@ -178,6 +203,47 @@ fn speed(speed: &Speed) -> Result<(), Failure> {
     });
     println!("{report:#}");
     Ok(())
+}
+
+/// Milliseconds from a camera's frame to the network's input: each format as it is, and YUYV by way of a copy in RGB.
+fn frames(
+    preprocessing: Preprocessing,
+    photo: &RgbImage,
+    turns: usize,
+) -> Result<BTreeMap<&'static str, f64>, Failure> {
+    let (width, height) = (photo.width() & !1, photo.height() & !1);
+    // Colours do not matter for time: luma is the photo's green, chroma its blue and red.
+    let (mut yuyv, mut luma, mut chroma) = (Vec::new(), Vec::new(), Vec::new());
+    for (y, x) in (0..height).flat_map(|y| (0..width).step_by(2).map(move |x| (y, x))) {
+        let ([r, g, b], [_, next, _]) = (photo.get_pixel(x, y).0, photo.get_pixel(x + 1, y).0);
+        yuyv.extend([g, b, next, r]);
+        luma.extend([g, next]);
+        if y % 2 == 0 {
+            chroma.extend([b, r]);
+        }
+    }
+    luma.extend(chroma);
+    let yuyv = Frame::yuyv([width, height], 2 * width as usize, &yuyv, Colours::CAMERA)?;
+    let nv12 = Frame::nv12([width, height], width as usize, &luma, Colours::CAMERA)?;
+    let mut preprocessor = Preprocessor::new(preprocessing);
+    let mut tensor = vec![0.0; preprocessing.tensor_len()];
+    let mut times: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    for _ in 0..turns {
+        for (name, frame) in [("rgb", Frame::from(photo)), ("yuyv", yuyv), ("nv12", nv12)] {
+            let ((), time) = timed(|| preprocessor.tensor_into(&frame, &mut tensor));
+            times.entry(name).or_default().push(time);
+        }
+        let ((), time) = timed(|| {
+            let copy = yuyv.to_rgb();
+            preprocessor.tensor_into(&Frame::from(&copy), &mut tensor);
+        });
+        times.entry("yuyv by way of RGB").or_default().push(time);
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1e3
+    };
+    Ok(times.into_iter().map(|(name, times)| (name, median(times))).collect())
 }
 
 /// The processor's name, and how many cores there are.

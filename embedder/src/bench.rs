@@ -31,6 +31,8 @@ pub struct Measured {
     pub input: [u32; 2],
     /// The instructions of our own operators.
     pub instructions: &'static str,
+    /// Threads that run the network together.
+    pub threads: usize,
     /// How often each was measured.
     pub runs: usize,
     /// JPEG or PNG to pixels; `None` where the photo came as pixels.
@@ -104,6 +106,7 @@ pub fn measure(
         photo: size.into(),
         input: [preprocessing.width, preprocessing.height],
         instructions: embedder.network().instructions(),
+        threads: embedder.network().threads(),
         runs: whole.len(),
         decode: photo.map(|_| Percentiles::of(decode)),
         preprocess: Percentiles::of(preprocess),
@@ -118,8 +121,8 @@ impl fmt::Display for Measured {
         let ([width, height], [to_width, to_height]) = (self.photo, self.input);
         writeln!(
             f,
-            "a photo of {width}x{height} to an input of {to_width}x{to_height}; own operators: {}; {} runs",
-            self.instructions, self.runs
+            "a photo of {width}x{height} to an input of {to_width}x{to_height}; own operators: {}; threads: {}; {} runs",
+            self.instructions, self.threads, self.runs
         )?;
         writeln!(f, "{:12} {:>10} {:>10}", "step", "p50 ms", "p99 ms")?;
         let steps = [

@@ -1,13 +1,14 @@
 //! A photo to a unit embedding.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use glimpse_protocol::SpaceId;
 use image::RgbImage;
 use thiserror::Error;
 
 use crate::metadata::ModelFile;
-use crate::{EmbedderOptions, ModelError, ModelMetadata, Network, Role};
+use crate::{EmbedderOptions, Frame, ModelError, ModelMetadata, Network, Preprocessor, Role};
 
 /// Why a photo has no embedding.
 #[derive(Debug, Error)]
@@ -28,6 +29,8 @@ pub struct Embedder {
     network: Network,
     metadata: ModelMetadata,
     space: SpaceId,
+    /// Those that no thread uses: as many as there ever were threads at a time.
+    idle: Mutex<Vec<Preprocessor>>,
 }
 
 impl Embedder {
@@ -63,7 +66,7 @@ impl Embedder {
 
     fn load_by(
         path: &Path,
-        build: impl FnOnce(&ModelFile, u32, u32) -> Result<Network, ModelError>,
+        build: impl FnOnce(ModelFile, u32, u32) -> Result<Network, ModelError>,
     ) -> Result<Self, ModelError> {
         let file = ModelFile::read(path)?;
         let metadata = file.metadata()?;
@@ -73,12 +76,12 @@ impl Embedder {
                 "its role is `features`, and embeddings come from a query or gallery model".to_owned(),
             )
         })?;
-        let network = build(&file, metadata.preprocessing.width, metadata.preprocessing.height)?;
+        let network = build(file, metadata.preprocessing.width, metadata.preprocessing.height)?;
         if network.output_shape() != [1, metadata.dimension] {
             let (shape, dimension) = (network.output_shape(), metadata.dimension);
             return Err(not_embedding(format!("its output is {shape:?}, not [1, {dimension}]")));
         }
-        Ok(Self { network, metadata, space })
+        Ok(Self { network, metadata, space, idle: Mutex::default() })
     }
 
     /// What the model says about itself.
@@ -106,7 +109,20 @@ impl Embedder {
     /// # Errors
     /// [`EmbedError`].
     pub fn embed(&self, photo: &RgbImage) -> Result<Vec<f32>, EmbedError> {
-        self.embed_tensor(&self.metadata.preprocessing.tensor(photo))
+        self.embed_frame(&photo.into())
+    }
+
+    /// The unit embedding of a camera's frame, `[dimension]`. Buffers are kept from one frame to the next.
+    ///
+    /// # Errors
+    /// [`EmbedError`].
+    pub fn embed_frame(&self, frame: &Frame<'_>) -> Result<Vec<f32>, EmbedError> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = idle().pop();
+        let mut preprocessor = kept.unwrap_or_else(|| Preprocessor::new(self.metadata.preprocessing));
+        let ran = self.network.run_on(|tensor| preprocessor.tensor_into(frame, tensor));
+        idle().push(preprocessor);
+        unit(ran)
     }
 
     /// The same, from a tensor that [`crate::Preprocessing::tensor`] made.
@@ -114,13 +130,17 @@ impl Embedder {
     /// # Errors
     /// [`EmbedError`].
     pub fn embed_tensor(&self, tensor: &[f32]) -> Result<Vec<f32>, EmbedError> {
-        let mut embedding = self.network.run(tensor).map_err(EmbedError::Network)?;
-        let norm = embedding.iter().map(|x| x * x).sum::<f32>().sqrt();
-        // A photo of one colour can leave every activation at zero.
-        if !norm.is_finite() || norm < 1e-6 {
-            return Err(EmbedError::NoDirection { norm });
-        }
-        embedding.iter_mut().for_each(|x| *x /= norm);
-        Ok(embedding)
+        unit(self.network.run(tensor))
     }
+}
+
+fn unit(output: Result<Vec<f32>, String>) -> Result<Vec<f32>, EmbedError> {
+    let mut embedding = output.map_err(EmbedError::Network)?;
+    let norm = embedding.iter().map(|x| x * x).sum::<f32>().sqrt();
+    // A photo of one colour can leave every activation at zero.
+    if !norm.is_finite() || norm < 1e-6 {
+        return Err(EmbedError::NoDirection { norm });
+    }
+    embedding.iter_mut().for_each(|x| *x /= norm);
+    Ok(embedding)
 }

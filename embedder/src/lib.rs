@@ -3,9 +3,11 @@
 //! In reading order:
 //!
 //! - [`photo`]: bytes of a JPEG or PNG to upright RGB pixels ([`decode_photo`]), with limits.
-//! - [`preprocess`]: pixels to the network's input tensor ([`Preprocessing`]).
+//! - [`frame`]: pictures as cameras give them ([`Frame`]), borrowed.
+//! - [`preprocess`]: pixels to the network's input tensor ([`Preprocessing`], [`Preprocessor`]).
 //! - [`metadata`]: what an ONNX file of ours says about itself ([`ModelMetadata`]), and the [`space_id`].
 //! - [`network`]: an ONNX network in tract ([`Network`]).
+//! - `fold`: its int8 weights, before the engine sees them.
 //! - `operators`: our own convolutions in its graph, as [`EmbedderOptions`] allow.
 //! - [`profile`]: where its time goes ([`Profile`]).
 //! - [`embed`]: both together ([`Embedder`]).
@@ -27,6 +29,8 @@
 
 pub mod bench;
 pub mod embed;
+mod fold;
+pub mod frame;
 #[cfg(feature = "matrix")]
 pub mod matrix;
 pub mod metadata;
@@ -42,12 +46,13 @@ pub mod self_test;
 pub mod space;
 
 pub use embed::{EmbedError, Embedder};
+pub use frame::{Colours, Frame, FrameError};
 pub use image::RgbImage;
 pub use metadata::{ModelError, ModelMetadata, Role, read_metadata, space_id};
 pub use network::Network;
-pub use options::EmbedderOptions;
+pub use options::{EmbedderOptions, Threads};
 pub use photo::{PhotoError, decode_photo, read_photo};
-pub use preprocess::Preprocessing;
+pub use preprocess::{Preprocessing, Preprocessor};
 pub use profile::{OperatorTime, Profile};
 pub use self_test::{SelfTestError, test_photo};
 pub use space::{QuantizerShape, SpaceBundle, SpaceError};

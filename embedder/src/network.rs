@@ -4,10 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use rayon::ThreadPoolBuilder;
+use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::multithread;
 
 use crate::metadata::{ModelError, ModelFile};
-use crate::{EmbedderOptions, Profile, operators, profile};
+use crate::{EmbedderOptions, Profile, fold, operators, profile};
 
 /// An image network, optimised for one input size: `[1, 3, height, width]` in, any shape out.
 ///
@@ -18,6 +21,7 @@ pub struct Network {
     output_shape: Vec<usize>,
     /// What our own operators use, or that there are none.
     instructions: &'static str,
+    threads: usize,
 }
 
 enum Engine {
@@ -46,23 +50,27 @@ impl Network {
         height: u32,
         options: &EmbedderOptions,
     ) -> Result<Self, ModelError> {
-        Self::build(&ModelFile::read(path)?, width, height, options)
+        Self::build(ModelFile::read(path)?, width, height, options)
     }
 
     pub(crate) fn build(
-        file: &ModelFile,
+        ModelFile { path, mut proto }: ModelFile,
         width: u32,
         height: u32,
         options: &EmbedderOptions,
     ) -> Result<Self, ModelError> {
         let input_shape = [1, 3, height as usize, width as usize];
-        let unusable = |reason: String| ModelError::Unusable { path: file.path.clone(), reason };
+        let unusable = |reason: String| ModelError::Unusable { path, reason };
+        if let Some(graph) = &mut proto.graph {
+            fold::dequantize_weights(graph);
+        }
         // tract has assertions that a foreign model can reach: to us they are one more reason why it cannot be run.
-        let (plan, output_shape) = catch_unwind(AssertUnwindSafe(|| optimise(file, input_shape, options)))
+        let (plan, output_shape) = catch_unwind(AssertUnwindSafe(|| optimise(&proto, input_shape, options)))
             .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
             .map_err(|error| unusable(format!("{error:#}")))?;
         let instructions = if operators::are_in(plan.model()) { options.isa.name() } else { "none" };
-        Ok(Self { engine: Engine::Tract(plan), input_shape, output_shape, instructions })
+        let threads = options.threads.count();
+        Ok(Self { engine: Engine::Tract(plan), input_shape, output_shape, instructions, threads })
     }
 
     /// As [`load`](Self::load), in ONNX Runtime, which must have been [loaded](crate::onnxruntime::load). Dimensions of the output
@@ -79,7 +87,8 @@ impl Network {
         let sessions = crate::onnxruntime::Sessions::new(bytes).map_err(unusable)?;
         let nothing = vec![0.0; input_shape.iter().product()];
         let (output_shape, _) = sessions.run(input_shape, &nothing).map_err(unusable)?;
-        Ok(Self { engine: Engine::OnnxRuntime(sessions), input_shape, output_shape, instructions: "none" })
+        let engine = Engine::OnnxRuntime(sessions);
+        Ok(Self { engine, input_shape, output_shape, instructions: "none", threads: 1 })
     }
 
     /// Shape of the input: `[1, 3, height, width]`.
@@ -90,6 +99,11 @@ impl Network {
     /// The instructions of our own operators, or `none`.
     pub const fn instructions(&self) -> &'static str {
         self.instructions
+    }
+
+    /// Threads that run it together.
+    pub const fn threads(&self) -> usize {
+        self.threads
     }
 
     /// Shape of the output, its first dimension 1.
@@ -103,10 +117,23 @@ impl Network {
     /// # Errors
     /// A sentence where the tensor has another length, or the engine fails.
     pub fn run(&self, tensor: &[f32]) -> Result<Vec<f32>, String> {
+        let needed: usize = self.input_shape.iter().product();
+        if tensor.len() != needed {
+            return Err(format!("a tensor of {} values, and its input has {needed}", tensor.len()));
+        }
+        self.run_on(|input| input.copy_from_slice(tensor))
+    }
+
+    /// The same on the tensor that `fill` writes, which is the engine's own.
+    ///
+    /// # Errors
+    /// A sentence where the engine fails.
+    pub fn run_on(&self, fill: impl FnOnce(&mut [f32])) -> Result<Vec<f32>, String> {
         match &self.engine {
             Engine::Tract(plan) => {
                 let run = || -> TractResult<Vec<f32>> {
-                    let input = Tensor::from_shape(&self.input_shape, tensor)?;
+                    let mut input = Tensor::zero::<f32>(&self.input_shape)?;
+                    fill(input.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?);
                     let outputs = plan.run(tvec!(input.into()))?;
                     let output = outputs.first().ok_or_else(|| TractError::msg("no output"))?;
                     Ok(output.to_plain_array_view::<f32>()?.iter().copied().collect())
@@ -115,7 +142,9 @@ impl Network {
             }
             #[cfg(feature = "onnxruntime")]
             Engine::OnnxRuntime(sessions) => {
-                let (shape, output) = sessions.run(self.input_shape, tensor)?;
+                let mut input = vec![0.0; self.input_shape.iter().product()];
+                fill(&mut input);
+                let (shape, output) = sessions.run(self.input_shape, &input)?;
                 if shape == self.output_shape { Ok(output) } else { Err(format!("its output is {shape:?}")) }
             }
         }
@@ -141,11 +170,11 @@ impl Network {
 }
 
 fn optimise(
-    file: &ModelFile,
+    proto: &ModelProto,
     input_shape: [usize; 4],
     options: &EmbedderOptions,
 ) -> TractResult<(Arc<TypedRunnableModel>, Vec<usize>)> {
-    let model = onnx().model_for_proto_model(&file.proto)?;
+    let model = onnx().model_for_proto_model(proto)?;
     let (inputs, outputs) = (model.input_outlets()?.len(), model.output_outlets()?.len());
     if (inputs, outputs) != (1, 1) {
         return Err(TractError::msg(format!(
@@ -159,5 +188,13 @@ fn optimise(
     let output_shape =
         output_shape.ok_or_else(|| TractError::msg("its output is not a float tensor of known shape"))?;
     let model = operators::rewrite(model, options)?;
-    Ok((model.into_decluttered()?.into_optimized()?.into_runnable()?, output_shape))
+    let model = model.into_decluttered()?.into_optimized()?;
+    let threads = options.threads.count();
+    // Threads of its own for each network: those of one wait for nobody else.
+    let pool =
+        || ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("embedder-{n}")).build();
+    let executor =
+        (threads > 1).then(pool).transpose()?.map(|pool| multithread::Executor::MultiThread(Arc::new(pool)));
+    let plan = model.into_runnable_with_options(&RunOptions { executor, ..RunOptions::default() })?;
+    Ok((plan, output_shape))
 }

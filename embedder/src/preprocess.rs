@@ -1,9 +1,12 @@
 //! Pixels to the network's input tensor.
 
-use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
+
+use crate::Frame;
+use crate::frame::Pixels;
 
 /// How a photo becomes a tensor: squashed to `width` x `height` whatever its shape (cutting would lose what stands at
 /// the edge, and padding wastes the device's time), with an antialiased bilinear filter, then `(x / 255 - mean) / std`
@@ -47,38 +50,136 @@ impl Preprocessing {
         3 * self.width as usize * self.height as usize
     }
 
-    /// The tensor of a photo: `[3, height, width]`, row-major, RGB planes.
+    /// The tensor of a photo: `[3, height, width]`, row-major, RGB planes. Whoever makes many has a [`Preprocessor`].
     pub fn tensor(&self, photo: &RgbImage) -> Vec<f32> {
-        let resized = self.resize(photo);
-        let pixels = resized.as_chunks::<3>().0;
-        let mut tensor = Vec::with_capacity(self.tensor_len());
-        for channel in 0..3 {
-            // One table of 256 values a channel: the division is done once, and each value is exactly the formula's.
-            let value: [f32; 256] =
-                std::array::from_fn(|level| (level as f32 / 255.0 - self.mean[channel]) / self.std[channel]);
-            tensor.extend(pixels.iter().map(|pixel| value[usize::from(pixel[channel])]));
-        }
+        let mut tensor = vec![0.0; self.tensor_len()];
+        Preprocessor::new(*self).tensor_into(&photo.into(), &mut tensor);
         tensor
     }
+}
 
-    /// The resized photo: RGB bytes, `[height, width, 3]`.
-    fn resize(&self, photo: &RgbImage) -> Vec<u8> {
-        if photo.dimensions() == (self.width, self.height) {
-            return photo.as_raw().clone();
+/// Makes tensors, in buffers that it keeps: after the first frame of a size it allocates nothing but the resizer's tables of weights,
+/// some kilobytes a frame.
+#[derive(Debug)]
+pub struct Preprocessor {
+    preprocessing: Preprocessing,
+    /// Of each channel, what a level becomes: the division is done once, and each value is exactly the formula's.
+    values: Box<[[f32; 256]; 3]>,
+    resizer: Resizer,
+    /// The resized photo: `[height, width, 3]`, or luma, or luma with a chroma that nobody reads.
+    resized: Vec<u8>,
+    /// Resized `Cb Cr`, or `Y Cb Y Cr`.
+    chroma: Vec<u8>,
+}
+
+impl Preprocessor {
+    /// Makes nothing yet but the tables.
+    pub fn new(preprocessing: Preprocessing) -> Self {
+        let Preprocessing { mean, std, .. } = preprocessing;
+        let of_channel = |channel: usize| {
+            std::array::from_fn(|level| (level as f32 / 255.0 - mean[channel]) / std[channel])
+        };
+        Self {
+            preprocessing,
+            values: Box::new(std::array::from_fn(of_channel)),
+            resizer: Resizer::new(),
+            resized: Vec::new(),
+            chroma: Vec::new(),
         }
-        let mut resized = Image::new(self.width, self.height, PixelType::U8x3);
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        if let Ok(source) = ImageRef::new(photo.width(), photo.height(), photo.as_raw(), PixelType::U8x3) {
-            // The one error is a difference in pixel types, and both are U8x3; an empty photo leaves black.
-            let _ = Resizer::new().resize(&source, &mut resized, &options);
+    }
+
+    /// Writes the tensor of a frame, `[3, height, width]`, row-major, RGB planes. Frames in YCbCr are resized as they are, and
+    /// the few pixels that are left become red, green and blue.
+    ///
+    /// # Panics
+    /// Where the tensor has another length than [`Preprocessing::tensor_len`].
+    pub fn tensor_into(&mut self, frame: &Frame<'_>, tensor: &mut [f32]) {
+        assert_eq!(tensor.len(), self.preprocessing.tensor_len(), "a tensor of the network's input");
+        let (width, height) = frame.dimensions();
+        match frame.pixels {
+            Pixels::Rgb(bytes) => {
+                let same = (width, height) == (self.preprocessing.width, self.preprocessing.height);
+                if same {
+                    return normalise(bytes.as_chunks::<3>().0.iter().copied(), &self.values, tensor);
+                }
+                let whole = 3 * width as usize;
+                self.resize(Buffer::Resized, [width, height], whole, bytes, PixelType::U8x3);
+                normalise(self.resized.as_chunks::<3>().0.iter().copied(), &self.values, tensor);
+            }
+            Pixels::Yuyv { bytes, stride, colours } => {
+                self.resize(Buffer::Resized, [width, height], stride, bytes, PixelType::U8x2);
+                self.resize(Buffer::Chroma, [width / 2, height], stride, bytes, PixelType::U8x4);
+                let colours = colours.matrix();
+                let (luma, chroma) = (self.resized.as_chunks::<2>().0, self.chroma.as_chunks::<4>().0);
+                let pixels =
+                    luma.iter().zip(chroma).map(|([y, _], [_, cb, _, cr])| colours.rgb(*y, *cb, *cr));
+                normalise(pixels, &self.values, tensor);
+            }
+            Pixels::Nv12 { luma, chroma, stride, colours } => {
+                self.resize(Buffer::Resized, [width, height], stride, luma, PixelType::U8);
+                self.resize(Buffer::Chroma, [width / 2, height / 2], stride, chroma, PixelType::U8x2);
+                let colours = colours.matrix();
+                let pixels = self.resized.iter().zip(self.chroma.as_chunks::<2>().0);
+                normalise(pixels.map(|(y, [cb, cr])| colours.rgb(*y, *cb, *cr)), &self.values, tensor);
+            }
         }
-        resized.into_vec()
+    }
+
+    /// Resizes rows that are `stride` bytes apart into a buffer.
+    fn resize(
+        &mut self,
+        into: Buffer,
+        [width, height]: [u32; 2],
+        stride: usize,
+        bytes: &[u8],
+        pixel: PixelType,
+    ) {
+        let Preprocessing { width: to_width, height: to_height, .. } = self.preprocessing;
+        let buffer = match into {
+            Buffer::Resized => &mut self.resized,
+            Buffer::Chroma => &mut self.chroma,
+        };
+        buffer.clear();
+        // An empty photo leaves black.
+        buffer.resize(to_width as usize * to_height as usize * pixel.size(), 0);
+        // No channel of ours is alpha.
+        let options =
+            ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
+        let Ok(rows) = ImageRef::new((stride / pixel.size()) as u32, height, bytes, pixel) else { return };
+        let (Ok(source), Ok(mut resized)) = (
+            CroppedImage::new(&rows, 0, 0, width, height),
+            Image::from_slice_u8(to_width, to_height, buffer, pixel),
+        ) else {
+            return;
+        };
+        // The one error is a difference in pixel types, and both are the same.
+        let _ = self.resizer.resize(&source, &mut resized, &options);
+    }
+}
+
+/// Where to resize into.
+#[derive(Debug, Clone, Copy)]
+enum Buffer {
+    Resized,
+    Chroma,
+}
+
+/// Pixels to planes.
+fn normalise(pixels: impl Iterator<Item = [u8; 3]>, values: &[[f32; 256]; 3], tensor: &mut [f32]) {
+    let plane = tensor.len() / 3;
+    let (red, rest) = tensor.split_at_mut(plane);
+    let (green, blue) = rest.split_at_mut(plane);
+    for ((([r, g, b], red), green), blue) in pixels.zip(red).zip(green).zip(blue) {
+        *red = values[0][usize::from(r)];
+        *green = values[1][usize::from(g)];
+        *blue = values[2][usize::from(b)];
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Colours;
     use image::Rgb;
 
     fn preprocessing(width: u32, height: u32) -> Preprocessing {
@@ -91,6 +192,19 @@ mod tests {
             let edge = if x * 3 > width { 90 } else { 0 };
             Rgb([(x * 7 % 160 + edge) as u8, (y * 5 % 200) as u8, ((x * y) % 251) as u8])
         })
+    }
+
+    fn resized(preprocessing: Preprocessing, photo: &RgbImage) -> Vec<u8> {
+        let mut preprocessor = Preprocessor::new(preprocessing);
+        let whole = 3 * photo.width() as usize;
+        preprocessor.resize(
+            Buffer::Resized,
+            photo.dimensions().into(),
+            whole,
+            photo.as_raw(),
+            PixelType::U8x3,
+        );
+        preprocessor.resized
     }
 
     #[test]
@@ -114,7 +228,7 @@ mod tests {
     #[test]
     fn resizing_agrees_with_the_image_crates_float_filter() {
         let photo = photo(203, 151);
-        let ours = preprocessing(64, 48).resize(&photo);
+        let ours = resized(preprocessing(64, 48), &photo);
         let theirs = image::imageops::resize(&photo, 64, 48, image::imageops::FilterType::Triangle);
         let worst = ours.iter().zip(theirs.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
         // Two roundings to 8 bits (columns, then rows) against one: at most one level apart, rarely two.
@@ -124,23 +238,141 @@ mod tests {
     /// The same photo must give the same bytes on every target: these were made on x86-64 with AVX2.
     #[test]
     fn resized_bytes_are_the_golden_ones() {
-        let bytes = preprocessing(96, 64).resize(&photo(333, 255));
+        let bytes = resized(preprocessing(96, 64), &photo(333, 255));
         assert_eq!(blake3::hash(&bytes).to_hex().as_str(), GOLDEN);
     }
 
     const GOLDEN: &str = "5d8c93390bc72164061a87815da9a44812d64b9a99b8e26f57a65809d02226f6";
 
+    /// Cameras' formats of the same picture, rows `gap` bytes apart with garbage between them. BT.601, and chroma is the mean of the
+    /// pixels that share it.
+    struct Camera {
+        yuyv: Vec<u8>,
+        nv12: Vec<u8>,
+    }
+
+    impl Camera {
+        fn of(photo: &RgbImage, gap: usize) -> Self {
+            let (width, height) = photo.dimensions();
+            let of = |x: u32, y: u32| -> [f64; 3] {
+                let [r, g, b] = photo.get_pixel(x, y).0.map(f64::from);
+                let luma = 0.299 * r + 0.587 * g + 0.114 * b;
+                [
+                    16.0 + luma * 219.0 / 255.0,
+                    (b - luma) / 1.772 * 224.0 / 255.0 + 128.0,
+                    (r - luma) / 1.402 * 224.0 / 255.0 + 128.0,
+                ]
+            };
+            let mean = |at: &[(u32, u32)], part: usize| {
+                (at.iter().map(|(x, y)| of(*x, *y)[part]).sum::<f64>() / at.len() as f64).round() as u8
+            };
+            let garbage = || (0..gap).map(|i| (i * 89 % 256) as u8);
+            let (mut yuyv, mut luma, mut chroma) = (Vec::new(), Vec::new(), Vec::new());
+            for y in 0..height {
+                for x in (0..width).step_by(2) {
+                    let pair = [(x, y), (x + 1, y)];
+                    yuyv.extend([mean(&pair[..1], 0), mean(&pair, 1), mean(&pair[1..], 0), mean(&pair, 2)]);
+                    luma.extend([mean(&pair[..1], 0), mean(&pair[1..], 0)]);
+                    if y % 2 == 0 {
+                        let four = [(x, y), (x + 1, y), (x, y + 1), (x + 1, y + 1)];
+                        chroma.extend([mean(&four, 1), mean(&four, 2)]);
+                    }
+                }
+                yuyv.extend(garbage());
+                luma.extend(garbage());
+                if y % 2 == 0 {
+                    chroma.extend(garbage());
+                }
+            }
+            luma.extend(chroma);
+            Self { yuyv, nv12: luma }
+        }
+
+        fn frames(&self, [width, height]: [u32; 2], gap: usize) -> [Frame<'_>; 2] {
+            let wide = width as usize;
+            [
+                Frame::yuyv([width, height], 2 * wide + gap, &self.yuyv, Colours::CAMERA).unwrap(),
+                Frame::nv12([width, height], wide + gap, &self.nv12, Colours::CAMERA).unwrap(),
+            ]
+        }
+    }
+
+    fn tensor_of(preprocessor: &mut Preprocessor, frame: &Frame<'_>) -> Vec<f32> {
+        let mut tensor = vec![f32::NAN; preprocessor.preprocessing.tensor_len()];
+        preprocessor.tensor_into(frame, &mut tensor);
+        tensor
+    }
+
+    /// Smooth, as what a lens draws: colours of neighbours do not jump.
+    fn smooth(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            let wave = |scale: u32, phase: u32| {
+                let at = f64::from(x * scale + y * 2 + phase) / 40.0;
+                (127.0 + 100.0 * at.sin()) as u8
+            };
+            Rgb([wave(1, 0), wave(2, 50), wave(1, 90)])
+        })
+    }
+
+    #[test]
+    fn a_cameras_formats_give_the_tensor_of_its_picture() {
+        // Values are levels, so that differences can be told in levels.
+        let levels = Preprocessing { width: 56, height: 48, mean: [0.0; 3], std: [1.0 / 255.0; 3] };
+        for size in [[160, 120], [56, 48], [40, 200]] {
+            let photo = smooth(size[0], size[1]);
+            let wanted = levels.tensor(&photo);
+            for gap in [0, 12] {
+                let camera = Camera::of(&photo, gap);
+                for frame in camera.frames(size, gap) {
+                    let copy = levels.tensor(&frame.to_rgb());
+                    let far = copy.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(far <= 9.0, "{size:?}: a copy in RGB is {far} levels from the picture");
+                    let tensor = tensor_of(&mut Preprocessor::new(levels), &frame);
+                    let far = tensor.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    let mean = tensor.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).sum::<f32>()
+                        / tensor.len() as f32;
+                    // Three roundings to a level, one of them of a chroma that counts twice; and chroma is coarser.
+                    assert!(far <= 9.0 && mean <= 1.5, "{size:?}: {far} at most, {mean} on average");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_between_rows_is_not_seen() {
+        let photo = photo(122, 90);
+        for (number, gap) in [(0, 64), (1, 64)] {
+            let (close, apart) = (Camera::of(&photo, 0), Camera::of(&photo, gap));
+            let [close, apart] = [close.frames([122, 90], 0)[number], apart.frames([122, 90], gap)[number]]
+                .map(|frame| tensor_of(&mut Preprocessor::new(preprocessing(40, 30)), &frame));
+            assert_eq!(close, apart);
+        }
+    }
+
+    #[test]
+    fn a_preprocessor_forgets_the_frame_before() {
+        let mut used = Preprocessor::new(preprocessing(40, 30));
+        let photos = [photo(122, 90), photo(40, 30), smooth(64, 200)];
+        for photo in &photos {
+            let camera = Camera::of(photo, 4);
+            for frame in camera.frames(photo.dimensions().into(), 4).into_iter().chain([photo.into()]) {
+                let fresh = tensor_of(&mut Preprocessor::new(preprocessing(40, 30)), &frame);
+                assert_eq!(tensor_of(&mut used, &frame), fresh);
+            }
+        }
+    }
+
     #[test]
     fn every_instruction_set_gives_the_same_bytes() {
-        let photo = photo(333, 255);
-        let source = ImageRef::new(333, 255, photo.as_raw(), PixelType::U8x3).unwrap();
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        let mut scalar = Image::new(96, 64, PixelType::U8x3);
-        let mut resizer = Resizer::new();
-        // SAFETY: the scalar version runs everywhere.
-        unsafe { resizer.set_cpu_extensions(fast_image_resize::CpuExtensions::None) };
-        resizer.resize(&source, &mut scalar, &options).unwrap();
-        assert_eq!(scalar.into_vec(), preprocessing(96, 64).resize(&photo));
+        let photo = photo(334, 256);
+        let camera = Camera::of(&photo, 8);
+        for frame in camera.frames([334, 256], 8).into_iter().chain([(&photo).into()]) {
+            let mut scalar = Preprocessor::new(preprocessing(96, 64));
+            // SAFETY: the scalar version runs everywhere.
+            unsafe { scalar.resizer.set_cpu_extensions(fast_image_resize::CpuExtensions::None) };
+            let fast = tensor_of(&mut Preprocessor::new(preprocessing(96, 64)), &frame);
+            assert_eq!(tensor_of(&mut scalar, &frame), fast);
+        }
     }
 
     #[test]

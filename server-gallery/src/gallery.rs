@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::index::{BuildError, CodesOption, FileError, Index, IndexOptions, Stage, Watch};
 use crate::store::{Committed, Reader, Store, StoreError};
+use crate::told::told;
 use crate::view::{View, ViewError};
 
 /// Name of the index in the gallery's folder.
@@ -21,7 +22,7 @@ const CODEBOOK_BYTES_MAX: u64 = 512 << 20;
 #[derive(Debug, Error)]
 pub enum GalleryError {
     /// The bundle cannot be read.
-    #[error("{0}{source}", source = cause(.0))]
+    #[error(transparent)]
     Bundle(#[from] SpaceError),
     /// The store cannot be read.
     #[error(transparent)]
@@ -55,10 +56,6 @@ impl From<ViewError> for GalleryError {
             ViewError::Build(error) => error.into(),
         }
     }
-}
-
-fn cause(error: &SpaceError) -> String {
-    std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default()
 }
 
 /// Images that a view lays over an index at most: comparing with all of them costs a query of a core a millisecond or two.
@@ -108,7 +105,7 @@ pub fn kept(gallery: &Path, bundle: &SpaceBundle) -> Result<Option<Index>, Galle
         Ok(_) => tracing::info!("the index is of another space"),
         Err(FileError::Missing { .. }) => tracing::debug!("there is no index yet"),
         Err(error @ FileError::Codebook(_)) => return Err(error.into()),
-        Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
+        Err(error) => tracing::warn!("{}", told(&error.into())),
     }
     Ok(None)
 }

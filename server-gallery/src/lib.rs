@@ -23,6 +23,7 @@
 //! - [`config`]: a TOML file, the environment and flags, checked as a whole.
 //! - [`monitor`]: what happens in the server: counters, latency, the last queries, devices, live recall.
 //! - [`http`]: health, metrics, and the console.
+//! - [`told`]: errors as people read them.
 //! - [`serve`]: the server process, to be run by `main` or by a test.
 //! - [`commands`]: one file for each command of the binary.
 //!
@@ -60,5 +61,6 @@ pub mod sources;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod told;
 pub mod verify;
 pub mod view;

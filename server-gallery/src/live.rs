@@ -18,6 +18,7 @@ use glimpse_embedder::SpaceBundle;
 use crate::gallery::{self, CHANGES_MAX, GalleryError, INDEX};
 use crate::index::{IndexOptions, Watch};
 use crate::store::{Committed, Reader};
+use crate::told::told;
 use crate::view::View;
 
 /// Between two looks at the store.
@@ -177,7 +178,7 @@ impl Following {
                 }
                 Err(error) => {
                     self.reader = None;
-                    self.live.tell(Some(format!("{:#}", anyhow::Error::from(error))));
+                    self.live.tell(Some(told(&error.into())));
                     LOOK_AGAIN_AFTER
                 }
             };
@@ -268,7 +269,7 @@ impl Following {
             }
             Err(error) => {
                 let times = self.failed.as_ref().map_or(0, |(_, times)| *times) + 1;
-                self.failed = Some((format!("{:#}", anyhow::Error::from(error)), times));
+                self.failed = Some((told(&error.into()), times));
             }
         }
     }

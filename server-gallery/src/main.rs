@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use glimpse_embedder::onnxruntime;
 use glimpse_gallery::commands::Command;
+use glimpse_gallery::told::told;
 use tracing_subscriber::EnvFilter;
 
 /// The Glimpse gallery server: photos in, matches over MQTT out
@@ -44,7 +45,11 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("GLIMPSE_LOG").unwrap_or_else(|_| {
         EnvFilter::new("info,rmqtt=error,rmqtt_net=error,rmqtt_codec=error,rumqttc=warn,tract=warn")
     });
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // It would report a closed standard error on standard error, and panic.
+        .log_internal_errors(false);
     match arguments.log_format {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
@@ -56,7 +61,7 @@ fn main() -> ExitCode {
             // Not a log line: it is shown whatever GLIMPSE_LOG says.
             #[expect(clippy::print_stderr, reason = "the one message of a command that failed")]
             {
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", told(&error));
             }
             ExitCode::FAILURE
         }

@@ -148,7 +148,10 @@ fn table(file: &Path, root: Option<&Path>) -> Result<Vec<Source>, SourceError> {
                 format!("{} leads out of {root}: name a folder above it with --root", relative.display()),
             ));
         } else if !path.is_file() {
-            wrong.push((line, format!("there is no file {}", path.display())));
+            wrong.push((
+                line,
+                format!("there is no file {}: --root names the folder that paths begin in", path.display()),
+            ));
         } else if !seen.insert(id.clone()) {
             wrong.push((line, format!("{id} is listed twice")));
         } else {

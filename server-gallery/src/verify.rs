@@ -8,6 +8,7 @@ use crate::gallery::{CHANGES_MAX, INDEX};
 use crate::index::{FileError, Index};
 use crate::progress::Progress;
 use crate::store::{Committed, Reader, Store, StoreError};
+use crate::told::told;
 
 /// How far a kept feature may be from the stored one, for each component: half a step of the precision. Those of `i8` are scaled by the
 /// largest component of a unit vector, which is at most 1.
@@ -74,7 +75,7 @@ fn records(dir: &Path, report: &mut Report) -> Result<(), StoreError> {
         Err(FileError::Stale { .. }) => {
             report.found.push("index    of another version or processor: `serve` makes a new one".to_owned());
         }
-        Err(error) => report.damaged.push(format!("{:#}", anyhow::Error::from(error))),
+        Err(error) => report.damaged.push(told(&error.into())),
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgGroup, Args};
 use glimpse_embedder::bench::measure;
-use glimpse_embedder::{Embedder, EmbedderOptions};
+use glimpse_embedder::{Embedder, EmbedderOptions, Threads};
 
 use super::ModelArgs;
 use crate::linux::model::ModelFiles;
@@ -30,6 +30,9 @@ pub struct BenchArgs {
     /// Leaves our own operators out: the engine as it comes
     #[arg(long)]
     pub engine_alone: bool,
+    /// Threads that run the network together: a number, or all
+    #[arg(long, default_value_t = Threads::ONE, value_name = "N|all")]
+    pub threads: Threads,
     /// Prints JSON
     #[arg(long)]
     pub json: bool,
@@ -45,7 +48,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let (path, _) = files.network()?;
     let options =
         if args.engine_alone { EmbedderOptions::engine_alone() } else { EmbedderOptions::default() };
-    let embedder = Embedder::load_with(&path, &options)?;
+    let embedder = Embedder::load_with(&path, &EmbedderOptions { threads: args.threads, ..options })?;
     let read = |path: &PathBuf| {
         std::fs::read(path).with_context(|| format!("cannot read the photo {}", path.display()))
     };

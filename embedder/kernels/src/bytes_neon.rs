@@ -13,76 +13,10 @@
 use core::arch::aarch64::*;
 
 use crate::bytes::{Columns, Dots, Reals, Scaling};
-use crate::lanes::Lanes;
+use crate::lanes::Lanes as _;
 
 // SAFETY of all that follows: the caller's function enables the instructions, and its pointers are valid for what is read and
 // written.
-
-impl Lanes for float32x4_t {
-    const WIDTH: usize = 4;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self {
-        // SAFETY: above.
-        unsafe { vdupq_n_f32(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: above.
-        unsafe { vld1q_f32(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_first(from: *const f32, count: usize) -> Self {
-        let mut all = [0.0; 4];
-        // SAFETY: above; only `count` values are read.
-        unsafe {
-            all.as_mut_ptr().copy_from_nonoverlapping(from, count.min(4));
-            vld1q_f32(all.as_ptr())
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: above.
-        unsafe { vst1q_f32(to, self) };
-    }
-
-    #[inline(always)]
-    unsafe fn store_first(self, to: *mut f32, count: usize) {
-        let mut all = [0.0; 4];
-        // SAFETY: above; only `count` values are written.
-        unsafe {
-            vst1q_f32(all.as_mut_ptr(), self);
-            to.copy_from_nonoverlapping(all.as_ptr(), count.min(4));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        // SAFETY: above.
-        unsafe { vaddq_f32(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
-        // SAFETY: above.
-        unsafe { vfmaq_f32(self, a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn div(self, other: Self) -> Self {
-        // SAFETY: above.
-        unsafe { vdivq_f32(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn clamp(self, low: Self, high: Self) -> Self {
-        // SAFETY: above.
-        unsafe { vminq_f32(vmaxq_f32(self, low), high) }
-    }
-}
 
 /// Rounded, with `zero` added.
 #[inline(always)]

@@ -8,10 +8,14 @@
 
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4_t;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
+#[cfg(target_arch = "aarch64")]
+use crate::lanes::Pair;
 use crate::lanes::{Lanes, Plain};
 use crate::shape::{Line, flat, flat_mut, lines_f32, values};
 use crate::{Clamp, Isa, Window};
@@ -141,23 +145,41 @@ impl Dense {
     /// # Panics
     /// Where a slice has another length than the shape says, or the kernel does not fit.
     pub fn run(&self, image: [usize; 2], input: &[f32], residual: Option<&[f32]>, output: &mut [f32]) {
+        self.run_rows(0..self.window.rows(image), image, input, residual, output);
+    }
+
+    /// The same, of these rows of the output alone: `residual` and `output` are the rows, `input` is the whole image.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run), or where the output has no such rows.
+    pub fn run_rows(
+        &self,
+        of: Range<usize>,
+        image: [usize; 2],
+        input: &[f32],
+        residual: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
         let [inputs, outputs] = self.channels;
-        let size = self.window.output(image).expect("the kernel fits into the image");
+        let size = self.window.output_rows(image, &of);
         assert_eq!(input.len(), values(image, inputs), "an input of the shape");
-        assert_eq!(output.len(), values(size, outputs), "an output of the shape");
+        assert_eq!(output.len(), values([of.len(), size[1]], outputs), "an output of the shape");
         assert!(residual.is_none_or(|residual| residual.len() == output.len()), "a residual of the shape");
         let residual = residual.map_or(core::ptr::null(), <[f32]>::as_ptr);
         let output = output.as_mut_ptr();
+        let before = of.start * size[1];
         let part = |pixel: usize| {
-            // SAFETY: `pixel` lies in the output, and in the residual, where there is one.
+            let pixel = pixel - before;
+            // SAFETY: `pixel` lies in these rows of the output, and of the residual, where there is one.
             let to = unsafe { output.add(pixel * outputs) };
             (to, if residual.is_null() { residual } else { residual.wrapping_add(pixel * outputs) })
         };
         if self.window == Window::POINT && (self.layout == Layout::ChannelsLast) {
             let runs = [Run { offset: 0, length: inputs }];
-            let (to, residual) = part(0);
-            let rows = Rows { from: input.as_ptr(), step: inputs, count: image[0] * image[1], to, residual };
-            // SAFETY: all pixels of input and output, whose lengths were held against the shape.
+            let (to, residual) = part(before);
+            let from = input[before * inputs..].as_ptr();
+            let rows = Rows { from, step: inputs, count: of.len() * size[1], to, residual };
+            // SAFETY: all pixels of these rows of input and output, whose lengths were held against the shape.
             return unsafe { self.multiply(&runs, rows) };
         }
         let runs = self.runs(image);
@@ -168,7 +190,7 @@ impl Dense {
         let inside = self.window.inside(1, image[1], size[1]);
         let mut edge = Edge { values: Vec::new(), first: 0 };
         let down = self.window.inside(0, image[0], size[0]);
-        for y in 0..size[0] {
+        for y in of {
             let across = if down.contains(&y) { inside.clone() } else { 0..0 };
             for x in (0..across.start).chain(across.end..size[1]) {
                 self.copy_window(image, input, [y, x], &mut edge.values);
@@ -255,6 +277,8 @@ impl Dense {
                 Isa::Avx512 => multiply::<__m512>(self, runs, rows, &avx512::TILES),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => multiply::<__m256>(self, runs, rows, &avx2::TILES),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon | Isa::NeonDot => multiply::<Pair<float32x4_t>>(self, runs, rows, &neon::TILES),
                 _ => multiply::<Plain>(self, runs, rows, &portable::TILES),
             }
         }
@@ -379,7 +403,22 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const REGISTERS: usize>(tile: &Tile<
         let mut weights = tile.weights;
         for run in tile.runs {
             let from = tile.from.add(run.offset);
-            for value in 0..run.length {
+            let mut value = 0;
+            if L::VALUES == 4 {
+                while value + 4 <= run.length {
+                    let mut values = [L::values(from.add(value)); ROWS];
+                    for (pixel, values) in values.iter_mut().enumerate().skip(1) {
+                        *values = L::values(from.add(pixel * tile.step + value));
+                    }
+                    step::<L, 0, ROWS, REGISTERS>(&mut sums, values, weights);
+                    step::<L, 1, ROWS, REGISTERS>(&mut sums, values, weights.add(REGISTERS * L::WIDTH));
+                    step::<L, 2, ROWS, REGISTERS>(&mut sums, values, weights.add(2 * REGISTERS * L::WIDTH));
+                    step::<L, 3, ROWS, REGISTERS>(&mut sums, values, weights.add(3 * REGISTERS * L::WIDTH));
+                    weights = weights.add(4 * REGISTERS * L::WIDTH);
+                    value += 4;
+                }
+            }
+            for value in value..run.length {
                 let row: [L; REGISTERS] = core::array::from_fn(|r| L::load(weights.add(r * L::WIDTH)));
                 for (pixel, sums) in sums.iter_mut().enumerate() {
                     let x = L::splat(*from.add(pixel * tile.step + value));
@@ -406,6 +445,27 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const REGISTERS: usize>(tile: &Tile<
                 } else {
                     sum.store_first(tile.to.add(at), tile.last);
                 }
+            }
+        }
+    }
+}
+
+/// Multiplies one of the values that each row has read with its weights.
+///
+/// # Safety
+/// As [`tile`], whose weights for that value these are.
+#[inline(always)]
+unsafe fn step<L: Lanes, const VALUE: usize, const ROWS: usize, const REGISTERS: usize>(
+    sums: &mut [[L; REGISTERS]; ROWS],
+    values: [L::Values; ROWS],
+    weights: *const f32,
+) {
+    for r in 0..REGISTERS {
+        // SAFETY: the caller's.
+        unsafe {
+            let weights = L::load(weights.add(r * L::WIDTH));
+            for (sums, values) in sums.iter_mut().zip(values) {
+                sums[r] = sums[r].mul_add_value::<VALUE>(values, weights);
             }
         }
     }
@@ -440,4 +500,8 @@ tiles!(avx512, __m512, #[target_feature(enable = "avx512f")]
 #[cfg(target_arch = "x86_64")]
 tiles!(avx2, __m256, #[target_feature(enable = "avx2,fma")]
     [1 2 3 4 5 6 7 8] [1 2 3 4 5 6] [1 2 3 4]);
+// 32 registers of half the width: up to 24 sums, a value of each row and weights.
+#[cfg(target_arch = "aarch64")]
+tiles!(neon, Pair<float32x4_t>, #[target_feature(enable = "neon")]
+    [1 2 3 4 5 6 7 8] [1 2 3 4 5] [1 2 3 4]);
 tiles!(portable, Plain, [1 2 3 4] [1 2] [1]);

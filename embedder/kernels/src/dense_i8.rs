@@ -159,15 +159,33 @@ impl DenseI8 {
     ///
     /// # Panics
     /// Where a slice has another length than the shape says, bytes are wanted without a rounding, or the kernel does not fit.
-    pub fn run(&self, image: [usize; 2], input: &[u8], residual: Option<&[f32]>, mut outputs: Outputs<'_>) {
-        let size = self.window.output(image).expect("the kernel fits into the image");
-        let pixels = size[0] * size[1];
-        let length = values(size, self.channels[1]);
+    pub fn run(&self, image: [usize; 2], input: &[u8], residual: Option<&[f32]>, outputs: Outputs<'_>) {
+        self.run_rows(0..self.window.rows(image), image, input, residual, outputs);
+    }
+
+    /// The same, of these rows of the output alone: `residual` and `outputs` are the rows, `input` is the whole image.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run), or where the output has no such rows.
+    pub fn run_rows(
+        &self,
+        of: Range<usize>,
+        image: [usize; 2],
+        input: &[u8],
+        residual: Option<&[f32]>,
+        mut outputs: Outputs<'_>,
+    ) {
+        let size = self.window.output_rows(image, &of);
+        let (pixels, before) = (of.len() * size[1], of.start * size[1]);
+        let length = values([of.len(), size[1]], self.channels[1]);
         assert_eq!(input.len(), values(image, self.channels[0]), "an input of the shape");
         assert!(residual.is_none_or(|residual| residual.len() == length), "a residual of the shape");
         outputs.check(length, self.rounding);
+        if pixels == 0 {
+            return;
+        }
         let mut rows = Rows {
-            from: input.as_ptr(),
+            from: input[before * if self.window == Window::POINT { self.channels[0] } else { 0 }..].as_ptr(),
             count: pixels,
             first: 0,
             residual: residual.map_or(core::ptr::null(), <[f32]>::as_ptr),
@@ -175,7 +193,7 @@ impl DenseI8 {
             bytes: outputs.bytes.as_mut().map_or(core::ptr::null_mut(), |bytes| bytes.as_mut_ptr()),
         };
         if self.window == Window::POINT && self.channels[0] == self.depth {
-            // SAFETY: all pixels of input and outputs, whose lengths were held against the shape.
+            // SAFETY: all pixels of these rows of input and outputs, whose lengths were held against the shape.
             return unsafe { self.multiply(rows) };
         }
         let block = (BLOCK_BYTES / self.depth).max(BLOCK_ROWS_MIN).min(pixels);
@@ -184,7 +202,8 @@ impl DenseI8 {
         for first in (0..pixels).step_by(block) {
             let count = block.min(pixels - first);
             for window in 0..count {
-                let place = [(first + window) / size[1], (first + window) % size[1]];
+                let pixel = before + first + window;
+                let place = [pixel / size[1], pixel % size[1]];
                 self.copy_window(image, input, place, &mut windows[window * self.depth..]);
             }
             rows = Rows { from: windows.as_ptr(), count, first, ..rows };

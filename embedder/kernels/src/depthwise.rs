@@ -5,10 +5,14 @@
 
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4_t;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
+#[cfg(target_arch = "aarch64")]
+use crate::lanes::Pair;
 use crate::lanes::{Lanes, Plain};
 use crate::shape::{Line, flat, flat_mut, for_window, lines_f32, values};
 use crate::{Clamp, Isa, Window};
@@ -68,11 +72,19 @@ impl Depthwise {
     /// # Panics
     /// Where a slice has another length than the shape says, or the kernel does not fit.
     pub fn run(&self, image: [usize; 2], input: &[f32], output: &mut [f32]) {
-        let size = self.window.output(image).expect("the kernel fits into the image");
+        self.run_rows(0..self.window.rows(image), image, input, output);
+    }
+
+    /// The same, of these rows of the output alone: `output` is the rows, `input` the whole image.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run), or where the output has no such rows.
+    pub fn run_rows(&self, of: Range<usize>, image: [usize; 2], input: &[f32], output: &mut [f32]) {
+        let size = self.window.output_rows(image, &of);
         assert_eq!(input.len(), values(image, self.channels), "an input of the shape");
-        assert_eq!(output.len(), values(size, self.channels), "an output of the shape");
+        assert_eq!(output.len(), values([of.len(), size[1]], self.channels), "an output of the shape");
         let line = size[1] * self.channels;
-        for (y, output) in output.chunks_exact_mut(line).enumerate() {
+        for (y, output) in of.zip(output.chunks_exact_mut(line)) {
             let (rows, top) = self.window.part(0, image[0], y);
             let row = Row { input, image, top, rows, output };
             // SAFETY: `isa` is what this processor has; the input has the shape `image`, the output is a row of its own, and
@@ -83,6 +95,8 @@ impl Depthwise {
                     Isa::Avx512 => for_window!(self.window, avx512, self, row),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => for_window!(self.window, avx2, self, row),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon | Isa::NeonDot => for_window!(self.window, neon, self, row),
                     _ => for_window!(self.window, portable, self, row),
                 }
             }
@@ -123,6 +137,19 @@ unsafe fn avx2<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
 ) {
     // SAFETY: the caller's; this function enables the instructions.
     unsafe { convolve::<__m256, WIDTH, STRIDE>(depthwise, row) }
+}
+
+/// # Safety
+/// As [`convolve`].
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+#[inline(never)]
+unsafe fn neon<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
+    depthwise: &Depthwise,
+    row: Row<'_>,
+) {
+    // SAFETY: the caller's; this function enables the instructions.
+    unsafe { convolve::<Pair<float32x4_t>, WIDTH, STRIDE>(depthwise, row) }
 }
 
 /// # Safety

@@ -5,6 +5,8 @@
 
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
 
+use std::ops::Range;
+
 use crate::bytes::{Columns, Rounding, Scaling};
 #[cfg(target_arch = "aarch64")]
 use crate::bytes_neon::WidenedColumns;
@@ -124,14 +126,22 @@ impl DepthwiseI8 {
     ///
     /// # Panics
     /// Where a slice has another length than the shape says, bytes are wanted without a rounding, or the kernel does not fit.
-    pub fn run(&self, image: [usize; 2], input: &[u8], mut outputs: Outputs<'_>) {
-        let size = self.window.output(image).expect("the kernel fits into the image");
+    pub fn run(&self, image: [usize; 2], input: &[u8], outputs: Outputs<'_>) {
+        self.run_rows(0..self.window.rows(image), image, input, outputs);
+    }
+
+    /// The same, of these rows of the output alone: `outputs` are the rows, `input` is the whole image.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run), or where the output has no such rows.
+    pub fn run_rows(&self, of: Range<usize>, image: [usize; 2], input: &[u8], mut outputs: Outputs<'_>) {
+        let size = self.window.output_rows(image, &of);
         assert_eq!(input.len(), values(image, self.channels), "an input of the shape");
-        outputs.check(values(size, self.channels), self.rounding);
+        outputs.check(values([of.len(), size[1]], self.channels), self.rounding);
         let edge = vec![self.edge; self.channels];
         let real = outputs.real.as_mut().map_or(core::ptr::null_mut(), |real| real.as_mut_ptr());
         let bytes = outputs.bytes.as_mut().map_or(core::ptr::null_mut(), |bytes| bytes.as_mut_ptr());
-        let work = Work { input, image, size, edge: &edge, real, bytes };
+        let work = Work { input, image, of, width: size[1], edge: &edge, real, bytes };
         // SAFETY: `isa` is what this processor has, and all lengths were held against the shape.
         unsafe {
             match self.isa {
@@ -150,10 +160,13 @@ impl DepthwiseI8 {
 struct Work<'a> {
     input: &'a [u8],
     image: [usize; 2],
-    size: [usize; 2],
+    /// Rows of the output that are wanted.
+    of: Range<usize>,
+    /// Of the output, in pixels.
+    width: usize,
     /// A pixel of zeros.
     edge: &'a [u8],
-    /// Where outputs go, each as large as `size` says, or null.
+    /// Where these rows go, or null.
     real: *mut f32,
     bytes: *mut u8,
 }
@@ -220,18 +233,18 @@ unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE
 ) {
     let window = &depthwise.window;
     let channels = depthwise.channels;
-    let inside = window.inside(1, work.image[1], work.size[1]);
-    for y in 0..work.size[0] {
+    let inside = window.inside(1, work.image[1], work.width);
+    for y in work.of.clone() {
         let top = (y * window.stride[0]) as isize - window.before[0] as isize;
         for channel in (0..channels).step_by(C::WIDTH) {
             let part = Part { depthwise, work, top, channel, count: (channels - channel).min(C::WIDTH) };
             let mut x = 0;
-            while x < work.size[1] {
+            while x < work.width {
                 let whole = WIDTH > 0 && inside.contains(&x);
                 // SAFETY: the caller's; windows `inside` lie in the image from left to right, the others look at a pixel of zeros where
                 // they do not.
                 unsafe {
-                    let at = (y * work.size[1] + x) * channels + channel;
+                    let at = ((y - work.of.start) * work.width + x) * channels + channel;
                     if whole && x + PIXELS <= inside.end {
                         let sums = part.whole::<C, HEIGHT, WIDTH, STRIDE, PIXELS>(x);
                         for (pixel, sums) in sums.into_iter().enumerate() {

@@ -24,6 +24,14 @@ pub(crate) trait Lanes: Copy {
     /// `self + a * b`; whether it is rounded once or twice is the processor's.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
     unsafe fn div(self, other: Self) -> Self;
+    /// Values that [`values`](Self::values) reads.
+    const VALUES: usize;
+    /// Values of the input, to be multiplied one after the other.
+    type Values: Copy;
+    /// Reads as many.
+    unsafe fn values(from: *const f32) -> Self::Values;
+    /// `self + values[VALUE] * weights`, as [`mul_add`](Self::mul_add).
+    unsafe fn mul_add_value<const VALUE: usize>(self, values: Self::Values, weights: Self) -> Self;
     /// Each value within `low..=high`; what is no number stays so.
     unsafe fn clamp(self, low: Self, high: Self) -> Self;
 }
@@ -41,6 +49,8 @@ impl Plain {
 
 impl Lanes for Plain {
     const WIDTH: usize = 8;
+    const VALUES: usize = 1;
+    type Values = Self;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -89,6 +99,18 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    unsafe fn values(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self::splat(*from) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add_value<const VALUE: usize>(self, values: Self, weights: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { self.mul_add(values, weights) }
+    }
+
+    #[inline(always)]
     unsafe fn clamp(self, low: Self, high: Self) -> Self {
         self.map(|lane, x| {
             let (low, high) = (low.0[lane], high.0[lane]);
@@ -128,6 +150,8 @@ mod x86 {
     // is read and written.
     impl Lanes for __m256 {
         const WIDTH: usize = 8;
+        const VALUES: usize = 1;
+        type Values = Self;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
@@ -178,6 +202,18 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn values(from: *const f32) -> Self {
+            // SAFETY: the caller's.
+            unsafe { Self::splat(*from) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add_value<const VALUE: usize>(self, values: Self, weights: Self) -> Self {
+            // SAFETY: the caller's.
+            unsafe { self.mul_add(values, weights) }
+        }
+
+        #[inline(always)]
         unsafe fn clamp(self, low: Self, high: Self) -> Self {
             // SAFETY: above.
             unsafe { _mm256_min_ps(high, _mm256_max_ps(low, self)) }
@@ -191,6 +227,8 @@ mod x86 {
 
     impl Lanes for __m512 {
         const WIDTH: usize = 16;
+        const VALUES: usize = 1;
+        type Values = Self;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
@@ -241,9 +279,212 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn values(from: *const f32) -> Self {
+            // SAFETY: the caller's.
+            unsafe { Self::splat(*from) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add_value<const VALUE: usize>(self, values: Self, weights: Self) -> Self {
+            // SAFETY: the caller's.
+            unsafe { self.mul_add(values, weights) }
+        }
+
+        #[inline(always)]
         unsafe fn clamp(self, low: Self, high: Self) -> Self {
             // SAFETY: above.
             unsafe { _mm512_min_ps(high, _mm512_max_ps(low, self)) }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Pair;
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use core::arch::aarch64::{
+        float32x4_t, vaddq_f32, vdivq_f32, vdupq_n_f32, vfmaq_f32, vfmaq_laneq_f32, vld1q_f32, vmaxq_f32,
+        vminq_f32, vst1q_f32,
+    };
+
+    use super::Lanes;
+
+    // SAFETY of all that follows: every 64-bit ARM processor has NEON, the caller's function enables it, and its pointers are
+    // valid for what is read and written.
+    impl Lanes for float32x4_t {
+        const WIDTH: usize = 4;
+        const VALUES: usize = 4;
+        type Values = Self;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: above.
+            unsafe { vdupq_n_f32(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: above.
+            unsafe { vld1q_f32(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_first(from: *const f32, count: usize) -> Self {
+            let mut all = [0.0; 4];
+            // SAFETY: above; only `count` values are read.
+            unsafe {
+                all.as_mut_ptr().copy_from_nonoverlapping(from, count.min(4));
+                vld1q_f32(all.as_ptr())
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: above.
+            unsafe { vst1q_f32(to, self) };
+        }
+
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, count: usize) {
+            let mut all = [0.0; 4];
+            // SAFETY: above; only `count` values are written.
+            unsafe {
+                vst1q_f32(all.as_mut_ptr(), self);
+                to.copy_from_nonoverlapping(all.as_ptr(), count.min(4));
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: above.
+            unsafe { vaddq_f32(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+            // SAFETY: above.
+            unsafe { vfmaq_f32(self, a, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn div(self, other: Self) -> Self {
+            // SAFETY: above.
+            unsafe { vdivq_f32(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn values(from: *const f32) -> Self {
+            // SAFETY: above.
+            unsafe { vld1q_f32(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add_value<const VALUE: usize>(self, values: Self, weights: Self) -> Self {
+            // SAFETY: above.
+            unsafe {
+                match VALUE {
+                    0 => vfmaq_laneq_f32::<0>(self, weights, values),
+                    1 => vfmaq_laneq_f32::<1>(self, weights, values),
+                    2 => vfmaq_laneq_f32::<2>(self, weights, values),
+                    _ => vfmaq_laneq_f32::<3>(self, weights, values),
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn clamp(self, low: Self, high: Self) -> Self {
+            // SAFETY: above.
+            unsafe { vminq_f32(vmaxq_f32(self, low), high) }
+        }
+    }
+
+    /// Two registers, so that panels are as wide as elsewhere.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Pair<L>(L, L);
+
+    impl<L: Lanes> Lanes for Pair<L> {
+        const WIDTH: usize = 2 * L::WIDTH;
+        const VALUES: usize = L::VALUES;
+        type Values = L::Values;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: the caller's, here and below; the second register has the values after the first's.
+            unsafe { Self(L::splat(x), L::splat(x)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: above.
+            unsafe { Self(L::load(from), L::load(from.add(L::WIDTH))) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_first(from: *const f32, count: usize) -> Self {
+            let first = count.min(L::WIDTH);
+            // SAFETY: above.
+            unsafe { Self(L::load_first(from, first), L::load_first(from.add(first), count - first)) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: above.
+            unsafe {
+                self.0.store(to);
+                self.1.store(to.add(L::WIDTH));
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, count: usize) {
+            let first = count.min(L::WIDTH);
+            // SAFETY: above.
+            unsafe {
+                self.0.store_first(to, first);
+                self.1.store_first(to.add(first), count - first);
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: above.
+            unsafe { Self(self.0.add(other.0), self.1.add(other.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+            // SAFETY: above.
+            unsafe { Self(self.0.mul_add(a.0, b.0), self.1.mul_add(a.1, b.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn div(self, other: Self) -> Self {
+            // SAFETY: above.
+            unsafe { Self(self.0.div(other.0), self.1.div(other.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn values(from: *const f32) -> L::Values {
+            // SAFETY: above.
+            unsafe { L::values(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add_value<const VALUE: usize>(self, values: L::Values, weights: Self) -> Self {
+            // SAFETY: above.
+            unsafe {
+                Self(
+                    self.0.mul_add_value::<VALUE>(values, weights.0),
+                    self.1.mul_add_value::<VALUE>(values, weights.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn clamp(self, low: Self, high: Self) -> Self {
+            // SAFETY: above.
+            unsafe { Self(self.0.clamp(low.0, high.0), self.1.clamp(low.1, high.1)) }
         }
     }
 }

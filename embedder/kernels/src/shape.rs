@@ -27,6 +27,24 @@ impl Window {
         Some([side(0)?, side(1)?])
     }
 
+    /// Rows of the output.
+    ///
+    /// # Panics
+    /// Where the kernel does not fit.
+    pub(crate) fn rows(&self, image: [usize; 2]) -> usize {
+        self.output(image).expect("the kernel fits into the image")[0]
+    }
+
+    /// Height and width of the output.
+    ///
+    /// # Panics
+    /// Where the kernel does not fit, or there are no such rows.
+    pub(crate) fn output_rows(&self, image: [usize; 2], rows: &core::ops::Range<usize>) -> [usize; 2] {
+        let size = self.output(image).expect("the kernel fits into the image");
+        assert!(rows.start <= rows.end && rows.end <= size[0], "rows of the output");
+        size
+    }
+
     /// Of the output along `axis` (0 down, 1 right): the places whose windows lie in the image as a whole.
     pub(crate) fn inside(&self, axis: usize, image: usize, output: usize) -> core::ops::Range<usize> {
         let from = self.before[axis].div_ceil(self.stride[axis]).min(output);

@@ -1,5 +1,7 @@
 //! Every set of instructions against sums that are written as a convolution is defined.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -87,6 +89,12 @@ prop_compose! {
     }
 }
 
+/// Rows of an output in two parts, each with the values that it has; one may have none.
+fn parts(rows: usize, line: usize, seed: u64) -> [(Range<usize>, Range<usize>); 2] {
+    let at = seed as usize % (rows + 1);
+    [0..at, at..rows].map(|rows| (rows.clone(), rows.start * line..rows.end * line))
+}
+
 fn clamps() -> impl Strategy<Value = Clamp> {
     prop_oneof![Just(Clamp::NONE), Just(Clamp { low: 0.0, high: 6.0 }), Just(Clamp { low: -0.25, high: 0.5 })]
 }
@@ -122,6 +130,12 @@ proptest! {
             let mut output = vec![f32::NAN; expected.len()];
             dense.run(image, &input, residual, &mut output);
             check_near(isa, &output, &expected, inputs * taps)?;
+            let mut by_parts = vec![f32::NAN; expected.len()];
+            for (rows, at) in parts(size[0], size[1] * outputs, seed) {
+                let residual = residual.map(|residual| &residual[at.clone()]);
+                dense.run_rows(rows, image, &input, residual, &mut by_parts[at]);
+            }
+            prop_assert_eq!(by_parts, output, "{}", isa.name());
         }
     }
 
@@ -141,6 +155,12 @@ proptest! {
             let mut output = vec![f32::NAN; expected.len()];
             dense.run([rows, 1], &input, residual, &mut output);
             check_near(isa, &output, &expected, inputs)?;
+            let mut by_parts = vec![f32::NAN; expected.len()];
+            for (rows_of, at) in parts(rows, outputs, seed) {
+                let residual = residual.map(|residual| &residual[at.clone()]);
+                dense.run_rows(rows_of, [rows, 1], &input, residual, &mut by_parts[at]);
+            }
+            prop_assert_eq!(by_parts, output, "{}", isa.name());
         }
     }
 
@@ -171,6 +191,12 @@ proptest! {
             let mut output = vec![f32::NAN; expected.len()];
             depthwise.run(image, &input, &mut output);
             check_near(isa, &output, &expected, taps)?;
+            let mut by_parts = vec![f32::NAN; expected.len()];
+            let size = window.output(image).unwrap();
+            for (rows, at) in parts(size[0], size[1] * channels, seed) {
+                depthwise.run_rows(rows, image, &input, &mut by_parts[at]);
+            }
+            prop_assert_eq!(by_parts, output, "{}", isa.name());
         }
     }
 }
@@ -238,18 +264,29 @@ impl Drawn {
             .collect()
     }
 
+    /// `run` makes these rows, and these values, of an output of `size`.
     fn check(
         &self,
         isa: Isa,
         expected: &[f32],
-        run: impl Fn(&[u8], Outputs<'_>),
+        (size, seed): ([usize; 2], u64),
+        run: impl Fn((Range<usize>, Range<usize>), &[u8], Outputs<'_>),
     ) -> Result<(), TestCaseError> {
         let input: Vec<u8> = self.input.iter().map(|byte| byte ^ isa.flip()).collect();
         let (mut real, mut bytes) = (vec![f32::NAN; expected.len()], vec![0; expected.len()]);
-        run(&input, Outputs { real: Some(&mut real), bytes: Some(&mut bytes) });
+        let all = || (0..size[0], 0..expected.len());
+        run(all(), &input, Outputs { real: Some(&mut real), bytes: Some(&mut bytes) });
         let mut alone = vec![0; expected.len()];
-        run(&input, Outputs { real: None, bytes: Some(&mut alone) });
+        run(all(), &input, Outputs { real: None, bytes: Some(&mut alone) });
         prop_assert_eq!(&alone, &bytes);
+        let (mut real_by_parts, mut bytes_by_parts) =
+            (vec![f32::NAN; expected.len()], vec![0; expected.len()]);
+        for (rows, at) in parts(size[0], expected.len() / size[0], seed) {
+            let (real, bytes) = (&mut real_by_parts[at.clone()], &mut bytes_by_parts[at.clone()]);
+            run((rows, at), &input, Outputs { real: Some(real), bytes: Some(bytes) });
+        }
+        prop_assert_eq!(&real_by_parts, &real);
+        prop_assert_eq!(&bytes_by_parts, &bytes);
         let wanted = self.bytes(expected);
         for (place, ((real, byte), (expected, wanted))) in
             real.iter().zip(&bytes).zip(expected.iter().zip(&wanted)).enumerate()
@@ -292,8 +329,10 @@ proptest! {
         let expected = drawn.expected(&naive, image, with_residual);
         for isa in Isa::available() {
             let dense = DenseI8::new(isa, channels, window.clone(), drawn.integers(), clamp, Some(drawn.rounding));
-            let residual = with_residual.then_some(&drawn.residual[..]);
-            drawn.check(isa, &expected, |input, outputs| dense.run(image, input, residual, outputs))?;
+            drawn.check(isa, &expected, (size, seed), |(rows, at), input, outputs| {
+                let residual = with_residual.then_some(&drawn.residual[at]);
+                dense.run_rows(rows, image, input, residual, outputs);
+            })?;
         }
     }
 
@@ -321,7 +360,9 @@ proptest! {
         for isa in Isa::available() {
             let depthwise =
                 DepthwiseI8::new(isa, channels, window.clone(), drawn.integers(), clamp, Some(drawn.rounding));
-            drawn.check(isa, &expected, |input, outputs| depthwise.run(image, input, outputs))?;
+            drawn.check(isa, &expected, (size, seed), |(rows, _), input, outputs| {
+                depthwise.run_rows(rows, image, input, outputs);
+            })?;
         }
     }
 

@@ -1,8 +1,11 @@
 //! The engine's view of our kernels.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use glimpse_kernels::{Dense, DenseI8, Depthwise, DepthwiseI8, Layout, Outputs, Window};
+use rayon::ThreadPool;
+use rayon::prelude::*;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::{Cost, EvalOp, Op, TypedOp};
@@ -130,6 +133,7 @@ impl EvalOp for Convolution {
             (real, self.bytes.then(|| Tensor::uninitialized::<u8>(&shape)).transpose()?)
         };
         for image in 0..images {
+            let residual = residual.map(|residual| part(residual, image, images));
             self.image(image, images, &inputs[0], residual, (real.as_mut(), bytes.as_mut()))?;
         }
         Ok([real, bytes].into_iter().flatten().map(IntoTValue::into_tvalue).collect())
@@ -143,16 +147,19 @@ fn part<T>(all: &[T], image: usize, images: usize) -> &[T] {
 }
 
 /// As [`part`].
-fn part_mut<T: Datum>(
-    all: &mut Tensor,
-    image: usize,
-    images: usize,
-    run: impl FnOnce(&mut [T]),
-) -> TractResult<()> {
+fn part_mut<T>(all: &mut [T], image: usize, images: usize) -> &mut [T] {
     let size = all.len() / images;
-    let mut all = all.try_as_plain_ram_mut()?;
-    run(&mut all.as_slice_mut::<T>()?[image * size..][..size]);
-    Ok(())
+    &mut all[image * size..][..size]
+}
+
+/// Multiply-adds that are worth waking another thread for.
+const MULTIPLY_ADDS_A_THREAD: u64 = 200_000;
+
+/// Rows of the output that one thread makes.
+struct Rows<'a> {
+    rows: Range<usize>,
+    residual: Option<&'a [f32]>,
+    outputs: Outputs<'a>,
 }
 
 impl Convolution {
@@ -164,43 +171,75 @@ impl Convolution {
         residual: Option<&[f32]>,
         (real, bytes): (Option<&mut Tensor>, Option<&mut Tensor>),
     ) -> TractResult<()> {
+        let [height, width] = self.output_size()?;
+        let line = width * self.kernel.channels()[1];
+        let mut real = real.map(|real| real.try_as_plain_ram_mut()).transpose()?;
+        let mut bytes = bytes.map(|bytes| bytes.try_as_plain_ram_mut()).transpose()?;
+        let real = real.as_mut().map(|real| real.as_slice_mut::<f32>()).transpose()?;
+        let bytes = bytes.as_mut().map(|bytes| bytes.as_slice_mut::<u8>()).transpose()?;
+        let (mut real, mut bytes) = (
+            real.map(|real| part_mut(real, image, images)),
+            bytes.map(|bytes| part_mut(bytes, image, images)),
+        );
+        let pool = match multithread::current_tract_executor() {
+            multithread::Executor::MultiThread(pool) if pool.current_num_threads() > 1 => Some(pool),
+            _ => None,
+        };
+        let threads = pool.as_ref().map_or(1, |pool| pool.current_num_threads());
+        let worth = usize::try_from(self.multiply_adds() / MULTIPLY_ADDS_A_THREAD)?.clamp(1, threads);
+        // Each output value is the same however the rows are shared out.
+        let step = height.div_ceil(worth).max(1);
+        let mut shares = Vec::with_capacity(worth);
+        for first in (0..height).step_by(step) {
+            let rows = first..(first + step).min(height);
+            let length = rows.len() * line;
+            let outputs = Outputs {
+                real: real.as_mut().map(|real| real.split_off_mut(..length)).flatten(),
+                bytes: bytes.as_mut().map(|bytes| bytes.split_off_mut(..length)).flatten(),
+            };
+            let residual = residual.map(|residual| &residual[first * line..][..length]);
+            shares.push(Rows { rows, residual, outputs });
+        }
         let input = input.try_as_plain_ram()?;
-        let residual = residual.map(|residual| part(residual, image, images));
         match &*self.kernel {
             Kernel::Dense(dense) => {
                 let input = part(input.as_slice::<f32>()?, image, images);
-                let output = real.context("an output of real numbers")?;
-                part_mut(output, image, images, |output| dense.run(self.image, input, residual, output))
+                share(pool.as_deref(), shares, |Rows { rows, residual, outputs }| {
+                    if let Some(real) = outputs.real {
+                        dense.run_rows(rows, self.image, input, residual, real);
+                    }
+                });
             }
             Kernel::Depthwise(depthwise) => {
                 let input = part(input.as_slice::<f32>()?, image, images);
-                let output = real.context("an output of real numbers")?;
-                part_mut(output, image, images, |output| depthwise.run(self.image, input, output))
+                share(pool.as_deref(), shares, |Rows { rows, outputs, .. }| {
+                    if let Some(real) = outputs.real {
+                        depthwise.run_rows(rows, self.image, input, real);
+                    }
+                });
             }
-            kernel @ (Kernel::DenseI8(_) | Kernel::DepthwiseI8(_)) => {
+            Kernel::DenseI8(dense) => {
                 let input = part(input.as_slice::<u8>()?, image, images);
-                let mut real = real.map(|real| real.try_as_plain_ram_mut()).transpose()?;
-                let mut bytes = bytes.map(|bytes| bytes.try_as_plain_ram_mut()).transpose()?;
-                let real = real.as_mut().map(|real| real.as_slice_mut::<f32>()).transpose()?;
-                let bytes = bytes.as_mut().map(|bytes| bytes.as_slice_mut::<u8>()).transpose()?;
-                let outputs = Outputs {
-                    real: real.map(|real| {
-                        let size = real.len() / images;
-                        &mut real[image * size..][..size]
-                    }),
-                    bytes: bytes.map(|bytes| {
-                        let size = bytes.len() / images;
-                        &mut bytes[image * size..][..size]
-                    }),
-                };
-                match kernel {
-                    Kernel::DepthwiseI8(depthwise) => depthwise.run(self.image, input, outputs),
-                    Kernel::DenseI8(dense) => dense.run(self.image, input, residual, outputs),
-                    Kernel::Dense(_) | Kernel::Depthwise(_) => {}
-                }
-                Ok(())
+                share(pool.as_deref(), shares, |Rows { rows, residual, outputs }| {
+                    dense.run_rows(rows, self.image, input, residual, outputs);
+                });
+            }
+            Kernel::DepthwiseI8(depthwise) => {
+                let input = part(input.as_slice::<u8>()?, image, images);
+                share(pool.as_deref(), shares, |Rows { rows, outputs, .. }| {
+                    depthwise.run_rows(rows, self.image, input, outputs);
+                });
             }
         }
+        Ok(())
+    }
+}
+
+/// Runs each share, on the threads of a pool where there is one.
+fn share<'a>(pool: Option<&ThreadPool>, shares: Vec<Rows<'a>>, run: impl Fn(Rows<'a>) + Send + Sync) {
+    match pool.filter(|_| shares.len() > 1) {
+        Some(pool) => pool.install(|| shares.into_par_iter().for_each(run)),
+        None => shares.into_iter().for_each(run),
     }
 }
 

@@ -420,7 +420,9 @@ fn signed_weights(weights: &[f32], outputs: usize) -> Option<(Vec<i8>, Vec<f32>)
 
 /// How many steps a weight is, where it is a whole number of them but for the rounding of products.
 fn whole(weight: f32, step: f32) -> Option<i8> {
-    let steps = (weight / step).round();
+    let quotient = weight / step;
+    // Rounded without a call into a library, for there are millions; what is too large for that is no step.
+    let steps = (quotient + 0.5_f32.copysign(quotient)) as i32 as f32;
     let near = (weight - steps * step).abs() <= 4.0 * f32::EPSILON * weight.abs();
     (near && steps.abs() <= 127.0).then_some(steps as i8)
 }

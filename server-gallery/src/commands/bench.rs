@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use glimpse_embedder::Embedder;
 use glimpse_embedder::bench::measure;
+use glimpse_embedder::{Embedder, EmbedderOptions, Threads};
 use glimpse_quantizer::expansion::normalize;
 use glimpse_quantizer::train::{TrainOptions, quantization_error, train};
 use glimpse_quantizer::{Kernel, Precision};
@@ -49,6 +49,9 @@ pub struct BenchArgs {
     /// With --network: a JPEG or PNG to embed, which is decoded each time [default: one drawn by a formula]
     #[arg(long, value_name = "PHOTO", requires = "network")]
     photo: Option<PathBuf>,
+    /// With --network: threads that run it together, a number or all [default: 1]
+    #[arg(long, requires = "network", value_name = "N|all")]
+    threads: Option<Threads>,
     /// With --network: where the network's time goes, by operator
     #[arg(long, requires = "network")]
     profile: bool,
@@ -147,7 +150,9 @@ struct TrainRow {
 impl BenchArgs {
     /// How fast a network embeds.
     fn embeds(&self, network: &Path) -> anyhow::Result<()> {
-        let embedder = Embedder::load(network)?;
+        let threads = self.threads.unwrap_or(Threads::ONE);
+        let options = EmbedderOptions { threads, ..EmbedderOptions::default() };
+        let embedder = Embedder::load_with(network, &options)?;
         let read = |path: &PathBuf| {
             std::fs::read(path).with_context(|| format!("cannot read the photo {}", path.display()))
         };

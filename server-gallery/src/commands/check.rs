@@ -12,6 +12,7 @@ use crate::config::{BrokerConfig, ClientTls, Problems, ServeConfig};
 use crate::gallery;
 use crate::index::Index;
 use crate::store::{Committed, Reader};
+use crate::told::told;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let (raw, problems) = args.raw();
@@ -25,7 +26,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let bundle = bundle.and_then(|path| match SpaceBundle::load(&path) {
         Ok(bundle) => Some(bundle),
         Err(error) => {
-            problems.push(format!("{:#}", anyhow::Error::from(error)));
+            problems.push(told(&error.into()));
             None
         }
     });
@@ -38,7 +39,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
                 bundle.dimension,
                 bundle.space
             )),
-            Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
+            Err(error) => problems.push(told(&error.into())),
         }
     }
     if let Some(dir) = store {
@@ -89,7 +90,7 @@ fn index_of(dir: &Path, now: &Committed) -> String {
             };
             format!("search   {}{changes}", index.vectors().describe())
         }
-        (Err(error), _) => format!("search   serve makes a new index: {:#}", anyhow::Error::from(error)),
+        (Err(error), _) => format!("search   serve makes a new index: {}", told(&error.into())),
         _ => "search   serve makes a new index: the gallery has changed too much".to_owned(),
     }
 }

@@ -170,6 +170,14 @@ fn change<T>(
 
 impl AddArgs {
     fn run(self) -> anyhow::Result<()> {
+        if let Some(gallery) = self.place.gallery_beside()
+            && !gallery.is_dir()
+        {
+            bail!(
+                "there is no gallery {}: is it the right folder? `glimpse-gallery ingest` makes a gallery",
+                gallery.display()
+            );
+        }
         let certificate = self.certificate.as_deref().map(tls::fingerprint).transpose()?;
         let password = self.password()?;
         let hash = password.as_deref().map(password::hash).transpose()?;

@@ -66,16 +66,8 @@ impl IngestArgs {
 
 /// The bundle's gallery network, if it is the one that the bundle was made with.
 pub(super) fn gallery_embedder(bundle: &SpaceBundle) -> anyhow::Result<Embedder> {
-    let embedder = Embedder::load_preferred(&bundle.gallery_model())?;
-    if (embedder.space(), embedder.dimension()) != (bundle.space, bundle.dimension) {
-        bail!(
-            "{} spans the space {}, and the bundle is of {}: the model was replaced",
-            bundle.gallery_model().display(),
-            embedder.space(),
-            bundle.space
-        );
-    }
-    Ok(embedder)
+    bundle.verify()?;
+    Ok(Embedder::load_preferred(&bundle.gallery_model())?)
 }
 
 /// Says what became of the photos.

@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::catalogue;
 use crate::matcher::Matcher;
 use crate::monitor::{Exact, Nearest, SeenMatch};
+use crate::told::told;
 
 /// A gallery, as far as the console looks at it. Everything may block and take a while: callers are on threads for that.
 pub trait Source: Exact {
@@ -110,17 +111,8 @@ impl ServedGallery {
 
     fn embedder(&self) -> Result<&Embedder, SearchError> {
         let load = || {
-            let embedder = Embedder::load_preferred(&self.bundle.gallery_model());
-            let embedder = embedder.map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
-            if embedder.space() == self.bundle.space {
-                Ok(embedder)
-            } else {
-                Err(format!(
-                    "it spans the space {}, and the gallery is of {}",
-                    embedder.space(),
-                    self.bundle.space
-                ))
-            }
+            self.bundle.verify().map_err(|error| told(&error.into()))?;
+            Embedder::load_preferred(&self.bundle.gallery_model()).map_err(|error| told(&error.into()))
         };
         self.embedder.get_or_init(load).as_ref().map_err(|reason| SearchError::Network(reason.clone()))
     }
