@@ -173,7 +173,10 @@ impl SpaceBundle {
     pub fn verify(&self) -> Result<(), SpaceError> {
         let path = self.gallery_model();
         let bytes = std::fs::read(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
-        let found = space_id(&bytes, &self.preprocessing, self.dimension)?;
+        let found = space_id(&bytes, &self.preprocessing, self.dimension).map_err(|error| match error {
+            ModelError::NotOnnx { reason, .. } => ModelError::NotOnnx { path: path.clone(), reason },
+            other => other,
+        })?;
         if found == self.space {
             Ok(())
         } else {

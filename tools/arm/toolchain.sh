@@ -13,7 +13,8 @@ release=trixie
 # Its rustc is too old for the workspace; that of its backports is not. They come with all that they depend on.
 host=(rustc binutils-aarch64-linux-gnu "qemu-user/$release")
 # These come alone: the rest of what they depend on is for a compiler that runs on ARM.
-arm=(libstd-rust-dev:arm64 libc6:arm64 libc6-dev:arm64 libgcc-s1:arm64 libgcc-14-dev:arm64)
+# libstdc++ is for libraries that a benchmark loads.
+arm=(libstd-rust-dev:arm64 libc6:arm64 libc6-dev:arm64 libgcc-s1:arm64 libgcc-14-dev:arm64 libstdc++6:arm64)
 # Raise when anything below changes what the folder holds.
 layout=1
 space_mb=1500

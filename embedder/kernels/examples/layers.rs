@@ -1,5 +1,6 @@
 //! Time of each convolution of EfficientNet-Lite0 at 224 px, in f32 and int8:
-//! `cargo run --release -p glimpse-kernels --example layers [ISA]`.
+//! `cargo run --release -p glimpse-kernels --example layers [ISA [RUNS [f32|int8]]]`. Each layer runs as often as the network has it, so that
+//! a tool that counts instructions from outside sees whole networks.
 
 use std::time::Instant;
 
@@ -11,6 +12,9 @@ fn main() {
     let isa = std::env::args().nth(1).map_or_else(Isa::detect, |name| {
         Isa::ALL.into_iter().find(|isa| isa.name() == name).unwrap_or_else(Isa::detect)
     });
+    let runs = std::env::args().nth(2).and_then(|runs| runs.parse().ok()).unwrap_or(40);
+    let only = std::env::args().nth(3);
+    let runs_of = |kind| if only.as_deref().is_none_or(|only| only == kind) { runs } else { 0 };
     println!("{}", isa.name());
     let mut total = [0.0; 2];
     // Kernel, stride, channels of input and output, side of the input, how often.
@@ -61,12 +65,12 @@ fn main() {
         let weights = vec![0.1; outputs * depth * kernel * kernel];
         let real = if depthwise {
             let convolution = Depthwise::new(isa, inputs, window.clone(), (&weights, None), clamp);
-            best(|| convolution.run([side; 2], &input, &mut output))
+            best(runs_of("f32") * times, || convolution.run([side; 2], &input, &mut output))
         } else {
             let layout = if inputs == 3 { Layout::Planes } else { Layout::ChannelsLast };
             let convolution =
                 Dense::new(isa, [inputs, outputs], window.clone(), layout, (&weights, None), clamp);
-            best(|| convolution.run([side; 2], &input, None, &mut output))
+            best(runs_of("f32") * times, || convolution.run([side; 2], &input, None, &mut output))
         };
 
         let (input, mut output) = (vec![100; side * side * inputs], vec![0; height * width * outputs]);
@@ -75,10 +79,11 @@ fn main() {
         let rounding = Some(Rounding { step: 0.02, zero_point: 0 });
         let bytes = if depthwise {
             let convolution = DepthwiseI8::new(isa, inputs, window, integers, clamp, rounding);
-            best(|| convolution.run([side; 2], &input, Outputs { real: None, bytes: Some(&mut output) }))
+            let run = || convolution.run([side; 2], &input, Outputs { real: None, bytes: Some(&mut output) });
+            best(runs_of("int8") * times, run)
         } else {
             let convolution = DenseI8::new(isa, [inputs, outputs], window, integers, clamp, rounding);
-            best(|| {
+            best(runs_of("int8") * times, || {
                 convolution.run([side; 2], &input, None, Outputs { real: None, bytes: Some(&mut output) })
             })
         };
@@ -99,11 +104,11 @@ fn main() {
 }
 
 /// The shortest of many runs, in seconds.
-fn best(mut run: impl FnMut()) -> f64 {
+fn best(runs: u32, mut run: impl FnMut()) -> f64 {
     let time = |_| {
         let start = Instant::now();
         run();
         start.elapsed().as_secs_f64()
     };
-    (0..40).map(time).fold(f64::INFINITY, f64::min)
+    (0..runs).map(time).fold(f64::INFINITY, f64::min)
 }

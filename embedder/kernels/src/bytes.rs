@@ -4,6 +4,7 @@
 //! -128. Sums are exact in 32 bits. On ARM, which multiplies signed bytes only, activations lie in memory with their first bit
 //! inverted, which makes them signed bytes ([`Isa::flip`]): nobody but the kernels reads them.
 
+use crate::depthwise_i8::Part;
 use crate::lanes::Lanes;
 
 /// How sums become activations again: `byte = round(real / step) + zero point`, ties to even, within 0 to 255.
@@ -67,6 +68,27 @@ pub(crate) trait Columns: Copy {
     fn arrange(weights: &[i8]) -> Vec<i8>;
     /// The channel of each sum, in the order in which the sums lie.
     fn channel(place: usize) -> usize;
+    /// The sums of `PIXELS` neighbours from `x` on, whose windows lie in the image from left to right.
+    ///
+    /// # Safety
+    /// They do.
+    #[inline(always)]
+    unsafe fn window<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        part: &Part<'_, '_>,
+        x: usize,
+    ) -> [Self; PIXELS] {
+        // SAFETY: the caller's.
+        unsafe { part.by_columns::<Self, HEIGHT, WIDTH, STRIDE, PIXELS>(x) }
+    }
+    /// The sums of `PIXELS` neighbours from `x` on, whose windows may look over the edges, and which may lie beyond the row; `None` where
+    /// that must be done pixel by pixel.
+    #[inline(always)]
+    unsafe fn at_edge<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        _part: &Part<'_, '_>,
+        _x: usize,
+    ) -> Option<[Self; PIXELS]> {
+        None
+    }
     /// Writes `(sum + bias) * scale` in the order of the sums, `[WIDTH]`, as are bias and scale.
     unsafe fn reals(self, bias: *const i32, scale: *const f32, to: *mut f32);
     /// Writes the same within `low..=high`, rounded and with `zero` added, as bytes, for the first `count` channels.
@@ -74,6 +96,7 @@ pub(crate) trait Columns: Copy {
 }
 
 /// From sums to bytes.
+#[derive(Clone, Copy)]
 pub(crate) struct Scaling {
     pub(crate) bias: *const i32,
     pub(crate) scale: *const f32,

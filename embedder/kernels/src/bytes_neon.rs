@@ -13,6 +13,7 @@
 use core::arch::aarch64::*;
 
 use crate::bytes::{Columns, Dots, Reals, Scaling};
+use crate::depthwise_i8::Part;
 use crate::lanes::Lanes as _;
 
 // SAFETY of all that follows: the caller's function enables the instructions, and its pointers are valid for what is read and
@@ -74,22 +75,37 @@ impl Dots for Widened {
     unsafe fn bytes(from: *const u8) -> Self::Bytes {
         // SAFETY: above.
         unsafe {
-            let from = from.cast::<i32>();
-            let (first, second) = (from.read_unaligned(), from.add(1).read_unaligned());
-            [vreinterpretq_s8_s32(vdupq_n_s32(first)), vreinterpretq_s8_s32(vdupq_n_s32(second))]
+            let both = vreinterpret_s32_s8(vld1_s8(from.cast()));
+            let (first, second) = (vdupq_lane_s32::<0>(both), vdupq_lane_s32::<1>(both));
+            [vreinterpretq_s8_s32(first), vreinterpretq_s8_s32(second)]
         }
     }
 
     #[inline(always)]
     unsafe fn dot(self, bytes: Self::Bytes, weights: Self::Weights) -> Self {
-        // SAFETY: above.
+        let [mut first, mut second] = self.0;
+        // SAFETY: above; the instructions touch nothing but these registers. In assembly, for the compiler would begin the products of
+        // many pixels before it adds any up, and keep them in memory meanwhile.
         unsafe {
-            let low = vmull_s8(vget_low_s8(bytes[0]), vget_low_s8(weights[0]));
-            let low = vmlal_s8(low, vget_low_s8(bytes[1]), vget_low_s8(weights[1]));
-            let high = vmull_high_s8(bytes[0], weights[0]);
-            let high = vmlal_high_s8(high, bytes[1], weights[1]);
-            Self([vpadalq_s16(self.0[0], low), vpadalq_s16(self.0[1], high)])
+            core::arch::asm!(
+                "smull {low:v}.8h, {bytes0:v}.8b, {weights0:v}.8b",
+                "smull2 {high:v}.8h, {bytes0:v}.16b, {weights0:v}.16b",
+                "smlal {low:v}.8h, {bytes1:v}.8b, {weights1:v}.8b",
+                "smlal2 {high:v}.8h, {bytes1:v}.16b, {weights1:v}.16b",
+                "sadalp {first:v}.4s, {low:v}.8h",
+                "sadalp {second:v}.4s, {high:v}.8h",
+                low = out(vreg) _,
+                high = out(vreg) _,
+                first = inout(vreg) first,
+                second = inout(vreg) second,
+                bytes0 = in(vreg) bytes[0],
+                bytes1 = in(vreg) bytes[1],
+                weights0 = in(vreg) weights[0],
+                weights1 = in(vreg) weights[1],
+                options(pure, nomem, nostack, preserves_flags)
+            );
         }
+        Self([first, second])
     }
 
     #[inline(always)]
@@ -216,6 +232,48 @@ impl Columns for WidenedColumns {
     }
 
     #[inline(always)]
+    unsafe fn window<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        part: &Part<'_, '_>,
+        x: usize,
+    ) -> [Self; PIXELS] {
+        // SAFETY: above. Rows, for columns of so many pixels do not stay in registers; the last channels have no whole registers.
+        unsafe {
+            if part.count() < 8 {
+                return part.by_columns::<Self, HEIGHT, WIDTH, STRIDE, PIXELS>(x);
+            }
+            let mut sums = [Self::zero(); PIXELS];
+            for row in 0..part.height() {
+                let (from, step) = part.row::<STRIDE>(row, x);
+                let (weights, next) = part.row_weights::<Self>(row);
+                Self::add_row::<WIDTH, STRIDE, PIXELS>(&mut sums, (from, step), (weights, next));
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn at_edge<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        part: &Part<'_, '_>,
+        x: usize,
+    ) -> Option<[Self; PIXELS]> {
+        if WIDTH == 0 || part.count() < 8 {
+            return None;
+        }
+        // SAFETY: above; what lies beyond the image is read from a pixel of zeros.
+        unsafe {
+            let mut sums = [Self::zero(); PIXELS];
+            for row in 0..part.height() {
+                let mut line = [vdup_n_s8(0); LINE_MAX];
+                for (pixel, bytes) in line.iter_mut().enumerate().take((PIXELS - 1) * STRIDE + WIDTH) {
+                    *bytes = vld1_s8(part.pixel(row, part.column(x * STRIDE + pixel)).cast());
+                }
+                Self::add_line::<WIDTH, STRIDE, PIXELS>(&mut sums, &line, part.row_weights::<Self>(row));
+            }
+            Some(sums)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn reals(self, bias: *const i32, scale: *const f32, to: *mut f32) {
         for (part, sum) in self.0.into_iter().enumerate() {
             // SAFETY: above.
@@ -238,6 +296,58 @@ impl Columns for WidenedColumns {
                 let mut all = [0_i8; 8];
                 vst1_s8(all.as_mut_ptr(), bytes);
                 to.copy_from_nonoverlapping(all.as_ptr().cast(), count);
+            }
+        }
+    }
+}
+
+/// Pixels of the input that the windows of some neighbours look at, at most.
+const LINE_MAX: usize = 16;
+
+impl WidenedColumns {
+    /// Adds a row of the kernel, whose weights are `next` bytes apart, to `PIXELS` neighbours; pixels of the input are `step` bytes apart.
+    ///
+    /// # Safety
+    /// Eight bytes can be read of each pixel and each weight; the function that this is inlined into enables NEON.
+    #[inline(always)]
+    unsafe fn add_row<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        sums: &mut [Self; PIXELS],
+        (from, step): (*const u8, usize),
+        weights: (*const i8, usize),
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut line = [vdup_n_s8(0); LINE_MAX];
+            for (pixel, bytes) in line.iter_mut().enumerate().take((PIXELS - 1) * STRIDE + WIDTH) {
+                *bytes = vld1_s8(from.add(pixel * step).cast());
+            }
+            Self::add_line::<WIDTH, STRIDE, PIXELS>(sums, &line, weights);
+        }
+    }
+
+    /// As [`add_row`](Self::add_row), of pixels that have been read.
+    #[inline(always)]
+    unsafe fn add_line<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
+        sums: &mut [Self; PIXELS],
+        line: &[int8x8_t; LINE_MAX],
+        (weights, next): (*const i8, usize),
+    ) {
+        const { assert!((PIXELS - 1) * STRIDE + WIDTH <= LINE_MAX) };
+        // SAFETY: the caller's.
+        unsafe {
+            let mut taps = [vdup_n_s8(0); WIDTH];
+            for (tap, weight) in taps.iter_mut().enumerate() {
+                *weight = vld1_s8(weights.add(tap * next));
+            }
+            for (pixel, sums) in sums.iter_mut().enumerate() {
+                for tap in (0..WIDTH).step_by(2) {
+                    let mut products = vmull_s8(line[pixel * STRIDE + tap], taps[tap]);
+                    if tap + 1 < WIDTH {
+                        products = vmlal_s8(products, line[pixel * STRIDE + tap + 1], taps[tap + 1]);
+                    }
+                    sums.0[0] = vaddw_s16(sums.0[0], vget_low_s16(products));
+                    sums.0[1] = vaddw_high_s16(sums.0[1], products);
+                }
             }
         }
     }

@@ -362,8 +362,33 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
         }
         let (low, high) = (D::Real::splat(tile.clamp.low), D::Real::splat(tile.clamp.high));
         let zero = i32::from(tile.rounding.zero_point);
-        let steps = D::Real::splat(tile.rounding.step.recip());
-        let (least, most) = (D::Real::splat(-zero as f32), D::Real::splat((255 - zero) as f32));
+        // Both limits at once, in steps: rounding keeps the order, so that a value beyond one gives what the limit itself would.
+        let step = tile.rounding.step.recip();
+        let within = Clamp { low: tile.clamp.low * step, high: tile.clamp.high * step }
+            .then(Clamp { low: -zero as f32, high: (255 - zero) as f32 });
+        let (steps, least, most) =
+            (D::Real::splat(step), D::Real::splat(within.low), D::Real::splat(within.high));
+        if tile.real.is_null() && tile.residual.is_null() {
+            // All of them before the first is stored: then bias and steps are read once.
+            let mut scaled = [[steps; REGISTERS]; ROWS];
+            for r in 0..REGISTERS {
+                for (scaled, sums) in scaled.iter_mut().zip(sums) {
+                    let real = sums[r].real(tile.bias.add(r * D::WIDTH), tile.steps.add(r * D::WIDTH));
+                    scaled[r] = real.mul(steps).clamp(least, most);
+                }
+            }
+            for (pixel, scaled) in scaled.into_iter().enumerate() {
+                for (r, scaled) in scaled.into_iter().enumerate() {
+                    let to = tile.bytes.add(pixel * tile.outputs + r * D::WIDTH);
+                    if r + 1 < REGISTERS || tile.last == D::WIDTH {
+                        scaled.round(zero - flip, to, D::WIDTH);
+                    } else {
+                        scaled.round(zero - flip, to, tile.last);
+                    }
+                }
+            }
+            return;
+        }
         for (pixel, sums) in sums.into_iter().enumerate() {
             for (r, sum) in sums.into_iter().enumerate() {
                 let at = pixel * tile.outputs + r * D::WIDTH;
@@ -375,8 +400,8 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
                     real =
                         real.add(if whole { D::Real::load(from) } else { D::Real::load_first(from, count) });
                 }
-                let real = real.clamp(low, high);
                 if !tile.real.is_null() {
+                    let real = real.clamp(low, high);
                     if whole {
                         real.store(tile.real.add(at))
                     } else {
@@ -384,8 +409,7 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
                     }
                 }
                 if !tile.bytes.is_null() {
-                    let scaled = D::Real::splat(0.0).mul_add(real, steps).clamp(least, most);
-                    scaled.round(zero - flip, tile.bytes.add(at), count);
+                    real.mul(steps).clamp(least, most).round(zero - flip, tile.bytes.add(at), count);
                 }
             }
         }
@@ -422,7 +446,7 @@ tiles!(avx512, Wide, 0, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx
 tiles!(avx2, Half, 0, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6] [1 2 3] [1 2]);
 // 32 registers, two for the sums of four channels.
 #[cfg(target_arch = "aarch64")]
-tiles!(neon, Widened, 128, #[target_feature(enable = "neon")] [1 2 3 4 5 6 7 8] [1 2 3 4 5] [1 2 3]);
+tiles!(neon, Widened, 128, #[target_feature(enable = "neon")] [1 2 3 4 5 6 7] [1 2 3 4] [1 2 3]);
 // 32 registers.
 #[cfg(target_arch = "aarch64")]
 tiles!(neon_dot, Dotted, 128, #[target_feature(enable = "neon,dotprod")]

@@ -199,6 +199,7 @@ unsafe fn avx2<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
 /// As [`rows`].
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
+#[inline(never)]
 unsafe fn neon<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
     depthwise: &DepthwiseI8,
     work: &Work<'_>,
@@ -237,7 +238,9 @@ unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE
     for y in work.of.clone() {
         let top = (y * window.stride[0]) as isize - window.before[0] as isize;
         for channel in (0..channels).step_by(C::WIDTH) {
-            let part = Part { depthwise, work, top, channel, count: (channels - channel).min(C::WIDTH) };
+            let count = (channels - channel).min(C::WIDTH);
+            let scaling = depthwise.scaling(channel, flip);
+            let part = Part { depthwise, work, top, channel, count, scaling };
             let mut x = 0;
             while x < work.width {
                 let whole = WIDTH > 0 && inside.contains(&x);
@@ -246,17 +249,23 @@ unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE
                 unsafe {
                     let at = ((y - work.of.start) * work.width + x) * channels + channel;
                     if whole && x + PIXELS <= inside.end {
-                        let sums = part.whole::<C, HEIGHT, WIDTH, STRIDE, PIXELS>(x);
+                        let sums = C::window::<HEIGHT, WIDTH, STRIDE, PIXELS>(&part, x);
                         for (pixel, sums) in sums.into_iter().enumerate() {
-                            part.write(sums, at + pixel * channels, flip);
+                            part.write(sums, at + pixel * channels);
                         }
                         x += PIXELS;
+                    } else if let Some(sums) = C::at_edge::<WIDTH, STRIDE, PIXELS>(&part, x) {
+                        let count = PIXELS.min(work.width - x);
+                        for (pixel, sums) in sums.into_iter().enumerate().take(count) {
+                            part.write(sums, at + pixel * channels);
+                        }
+                        x += count;
                     } else if whole {
-                        let [sums] = part.whole::<C, HEIGHT, WIDTH, STRIDE, 1>(x);
-                        part.write(sums, at, flip);
+                        let [sums] = C::window::<HEIGHT, WIDTH, STRIDE, 1>(&part, x);
+                        part.write(sums, at);
                         x += 1;
                     } else {
-                        part.write(part.cut::<C>(x), at, flip);
+                        part.write(part.cut::<C>(x), at);
                         x += 1;
                     }
                 }
@@ -266,7 +275,7 @@ unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE
 }
 
 /// Some channels of a row of the output.
-struct Part<'a, 'w> {
+pub(crate) struct Part<'a, 'w> {
     depthwise: &'a DepthwiseI8,
     work: &'a Work<'w>,
     /// The row of the image at which its windows begin; negative above the image.
@@ -274,12 +283,69 @@ struct Part<'a, 'w> {
     channel: usize,
     /// Channels: a group's, or fewer at the end.
     count: usize,
+    /// Where bytes are to be written.
+    scaling: Option<Scaling>,
+}
+
+impl DepthwiseI8 {
+    /// What makes bytes of the sums of the channels from `channel` on.
+    fn scaling(&self, channel: usize, flip: i32) -> Option<Scaling> {
+        let rounding = self.rounding?;
+        let zero = i32::from(rounding.zero_point);
+        let (least, most) = (-zero as f32, (255 - zero) as f32);
+        Some(Scaling {
+            bias: flat(&self.bias)[channel..].as_ptr(),
+            scale: flat(&self.steps_to_bytes)[channel..].as_ptr(),
+            low: (self.clamp.low / rounding.step).clamp(least, most),
+            high: (self.clamp.high / rounding.step).clamp(least, most),
+            zero: zero - flip,
+        })
+    }
+}
+
+/// What a way that is an instruction set's own asks.
+#[cfg(target_arch = "aarch64")]
+impl Part<'_, '_> {
+    /// How many channels there are.
+    #[inline(always)]
+    pub(crate) const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Rows of the kernel.
+    #[inline(always)]
+    pub(crate) const fn height(&self) -> usize {
+        self.depthwise.window.kernel[0]
+    }
+
+    /// The first byte that row `row` of the window at `x` looks at, and how far the next pixel is: a row beyond the edge is one pixel,
+    /// again and again.
+    #[inline(always)]
+    pub(crate) fn row<const STRIDE: usize>(&self, row: usize, x: usize) -> (*const u8, usize) {
+        let left = x * STRIDE - self.depthwise.window.before[1];
+        let y = self.top + row as isize;
+        let inside = y >= 0 && (y as usize) < self.work.image[0];
+        (self.pixel(row, Some(left)), if inside { self.depthwise.channels } else { 0 })
+    }
+
+    /// The first weight of a row of the kernel, and how far the next is, where weights lie as they are numbered.
+    #[inline(always)]
+    pub(crate) fn row_weights<C: Columns>(&self, row: usize) -> (*const i8, usize) {
+        let fours = self.depthwise.window.kernel[0].div_ceil(4);
+        (self.weights::<C>(0, row / 4).wrapping_add(row % 4 * C::WIDTH), fours * 4 * C::WIDTH)
+    }
 }
 
 impl Part<'_, '_> {
+    /// The column of the image at a column of the padded image; `None` beyond the edge.
+    #[inline(always)]
+    pub(crate) fn column(&self, padded: usize) -> Option<usize> {
+        padded.checked_sub(self.depthwise.window.before[1]).filter(|x| *x < self.work.image[1])
+    }
+
     /// The byte of the part's first channel at a row of the kernel and a column of the image; `None` for zeros.
     #[inline(always)]
-    fn pixel(&self, row: usize, column: Option<usize>) -> *const u8 {
+    pub(crate) fn pixel(&self, row: usize, column: Option<usize>) -> *const u8 {
         let y = usize::try_from(self.top + row as isize).ok().filter(|y| *y < self.work.image[0]);
         let (from, place) = match (y, column) {
             (Some(y), Some(x)) => (self.work.input, (y * self.work.image[1] + x) * self.depthwise.channels),
@@ -302,7 +368,7 @@ impl Part<'_, '_> {
     /// # Safety
     /// They do; and the processor has the instructions of `C`.
     #[inline(always)]
-    unsafe fn whole<
+    pub(crate) unsafe fn by_columns<
         C: Columns,
         const HEIGHT: usize,
         const WIDTH: usize,
@@ -390,8 +456,7 @@ impl Part<'_, '_> {
         unsafe {
             let mut sums = C::zero();
             for column in 0..width {
-                let at = (x * window.stride[1] + column).checked_sub(window.before[1]);
-                let at = at.filter(|x| *x < self.work.image[1]);
+                let at = self.column(x * window.stride[1] + column);
                 for four in 0..height.div_ceil(4) {
                     // A row below the kernel has no weights.
                     let mut pixels = [core::ptr::null(); 4];
@@ -411,22 +476,13 @@ impl Part<'_, '_> {
     /// # Safety
     /// The processor has the instructions of `C`, and the outputs have room there.
     #[inline(always)]
-    unsafe fn write<C: Columns>(&self, sums: C, at: usize, flip: i32) {
+    unsafe fn write<C: Columns>(&self, sums: C, at: usize) {
         let depthwise = self.depthwise;
         let bias = flat(&depthwise.bias)[self.channel..].as_ptr();
         // SAFETY: the caller's.
         unsafe {
-            if let (false, Some(rounding)) = (self.work.bytes.is_null(), depthwise.rounding) {
-                let zero = i32::from(rounding.zero_point);
-                let (least, most) = (-zero as f32, (255 - zero) as f32);
-                let scaling = Scaling {
-                    bias,
-                    scale: flat(&depthwise.steps_to_bytes)[self.channel..].as_ptr(),
-                    low: (depthwise.clamp.low / rounding.step).clamp(least, most),
-                    high: (depthwise.clamp.high / rounding.step).clamp(least, most),
-                    zero: zero - flip,
-                };
-                sums.bytes(&scaling, self.work.bytes.add(at), self.count);
+            if let (false, Some(scaling)) = (self.work.bytes.is_null(), &self.scaling) {
+                sums.bytes(scaling, self.work.bytes.add(at), self.count);
             }
             if !self.work.real.is_null() {
                 let mut reals = [0.0; 64];

@@ -21,6 +21,7 @@ pub(crate) trait Lanes: Copy {
     /// The first `count <= WIDTH` values: nothing beyond is written.
     unsafe fn store_first(self, to: *mut f32, count: usize);
     unsafe fn add(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
     /// `self + a * b`; whether it is rounded once or twice is the processor's.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
     unsafe fn div(self, other: Self) -> Self;
@@ -89,6 +90,11 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.map(|lane, x| x * other.0[lane])
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         self.map(|lane, x| x + a.0[lane] * b.0[lane])
     }
@@ -130,9 +136,9 @@ mod x86 {
     use core::arch::x86_64::{
         __m256, __m256i, __m512, __mmask16, _mm256_add_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
         _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_max_ps, _mm256_min_ps,
-        _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps,
-        _mm512_storeu_ps,
+        _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_div_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps,
+        _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
     use super::Lanes;
@@ -187,6 +193,12 @@ mod x86 {
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: above.
             unsafe { _mm256_add_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: above.
+            unsafe { _mm256_mul_ps(self, other) }
         }
 
         #[inline(always)]
@@ -267,6 +279,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: above.
+            unsafe { _mm512_mul_ps(self, other) }
+        }
+
+        #[inline(always)]
         unsafe fn mul_add(self, a: Self, b: Self) -> Self {
             // SAFETY: above.
             unsafe { _mm512_fmadd_ps(a, b, self) }
@@ -305,7 +323,7 @@ pub(crate) use neon::Pair;
 mod neon {
     use core::arch::aarch64::{
         float32x4_t, vaddq_f32, vdivq_f32, vdupq_n_f32, vfmaq_f32, vfmaq_laneq_f32, vld1q_f32, vmaxq_f32,
-        vminq_f32, vst1q_f32,
+        vminq_f32, vmulq_f32, vst1q_f32,
     };
 
     use super::Lanes;
@@ -359,6 +377,12 @@ mod neon {
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: above.
             unsafe { vaddq_f32(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: above.
+            unsafe { vmulq_f32(self, other) }
         }
 
         #[inline(always)]
@@ -450,6 +474,12 @@ mod neon {
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: above.
             unsafe { Self(self.0.add(other.0), self.1.add(other.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: above.
+            unsafe { Self(self.0.mul(other.0), self.1.mul(other.1)) }
         }
 
         #[inline(always)]
