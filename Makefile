@@ -76,8 +76,11 @@ bench-server: ## the server under load from a thousand devices, and 200 kills, i
 	$(CARGO) build --release --workspace --bins
 	$(TARGET)/release/glimpse-load --cache $(CACHE)/bench-server --out target/reports/server.json
 
-bench-embed: ## the embedder beside ONNX Runtime, on this machine and on emulated ARM, into target/reports/embed.json (10 minutes, and 15 to build the first time)
-	$(CARGO) build --release -p glimpse-embedder --features onnxruntime --example bench_embed
+bench-embed: weights ## the embedder beside ONNX Runtime, on this machine and on emulated ARM, into target/reports/embed.json (15 minutes, and 20 to build the first time)
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) build --release --workspace --example bench_embed
+	$(TARGET)/release/glimpse-trainer import --network mobilenet-v2 --weights data/weights/mobilenetv2.pt --size 224 \
+		--out $(CACHE)/bench-embed/mobilenet-v2/raw.onnx
 	PYTHON=$(PYTHON) CARGO="$(CARGO)" embedder/bench/run.sh $(TARGET)/release/examples/bench_embed $(CACHE)/bench-embed target/reports/embed.json
 
 soak: mosquitto ## servers and brokers through half an hour of load, restarts and bad manners, into target/reports/soak.json (MINUTES=30)

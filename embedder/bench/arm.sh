@@ -46,32 +46,41 @@ count() { # CPU ENGINE MODEL TIMES
     sed -n 's/.*instructions: //p' <<<"$log"
 }
 
-declare -A millions
+declare -A counts
+# A network without int8 form, where there is one.
+mobilenet="$cache/mobilenet-v2/raw.onnx"
 for cpu in cortex-a72 cortex-a53 cortex-a76; do
-    for form in f32 int8; do
-        model=models/demo/query.onnx
-        [ $form = f32 ] || model=models/demo/query-int8.onnx
+    for form in f32 int8 mobilenet; do
+        case $form in
+        f32) model=models/demo/query.onnx ;;
+        int8) model=models/demo/query-int8.onnx ;;
+        mobilenet) model=$mobilenet ;;
+        esac
+        [ -e "$model" ] || continue
         for engine in ours tract onnxruntime; do
             # What the engine makes of int8 without us is known, and slow.
             [ "$form $engine" != "int8 tract" ] || [ $cpu = cortex-a72 ] || continue
             one=$(count $cpu $engine $model 1)
             three=$(count $cpu $engine $model 3)
-            millions[$cpu,$form,$engine]=$(((three - one) / 2))
-            echo "bench-embed: $cpu $form $engine: ${millions[$cpu,$form,$engine]} instructions" >&2
+            counts[$cpu,$form,$engine]=$(((three - one) / 2))
+            echo "bench-embed: $cpu $form $engine: ${counts[$cpu,$form,$engine]} instructions" >&2
         done
     done
 done
 
 "${PYTHON:-python3}" - <<PYTHON
 import json
-counts = dict(line.split() for line in """$(for key in "${!millions[@]}"; do echo "$key ${millions[$key]}"; done)""".splitlines())
+counts = dict(line.split() for line in """$(for key in "${!counts[@]}"; do echo "$key ${counts[$key]}"; done)""".splitlines())
 counts = {key: int(count) for key, count in counts.items()}
-ratio = lambda a, b: counts[a] / counts[b]
+ratio = lambda a, b: counts[a] / counts[b] if a in counts and b in counts else None
 print(json.dumps({
     "instructions": counts,
     "arm_f32_instructions_ratio": ratio("cortex-a72,f32,ours", "cortex-a72,f32,onnxruntime"),
     "arm_a53_f32_instructions_ratio": ratio("cortex-a53,f32,ours", "cortex-a53,f32,onnxruntime"),
+    "arm_mobilenet_v2_f32_instructions_ratio": ratio("cortex-a72,mobilenet,ours", "cortex-a72,mobilenet,onnxruntime"),
+    "arm_a53_mobilenet_v2_f32_instructions_ratio": ratio("cortex-a53,mobilenet,ours", "cortex-a53,mobilenet,onnxruntime"),
     "arm_int8_over_f32": ratio("cortex-a72,int8,ours", "cortex-a72,f32,ours"),
+    "arm_dot_int8_over_f32": ratio("cortex-a76,int8,ours", "cortex-a76,f32,ours"),
     "arm_int8_instructions_ratio": ratio("cortex-a72,int8,ours", "cortex-a72,int8,onnxruntime"),
     "arm_dot_int8_instructions_ratio": ratio("cortex-a76,int8,ours", "cortex-a76,int8,onnxruntime"),
 }))

@@ -80,6 +80,7 @@ pub(crate) trait Columns: Copy {
         // SAFETY: the caller's.
         unsafe { part.by_columns::<Self, HEIGHT, WIDTH, STRIDE, PIXELS>(x) }
     }
+
     /// The sums of `PIXELS` neighbours from `x` on, whose windows may look over the edges, and which may lie beyond the row; `None` where
     /// that must be done pixel by pixel.
     #[inline(always)]
@@ -89,6 +90,7 @@ pub(crate) trait Columns: Copy {
     ) -> Option<[Self; PIXELS]> {
         None
     }
+
     /// Writes `(sum + bias) * scale` in the order of the sums, `[WIDTH]`, as are bias and scale.
     unsafe fn reals(self, bias: *const i32, scale: *const f32, to: *mut f32);
     /// Writes the same within `low..=high`, rounded and with `zero` added, as bytes, for the first `count` channels.

@@ -368,7 +368,7 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
             .then(Clamp { low: -zero as f32, high: (255 - zero) as f32 });
         let (steps, least, most) =
             (D::Real::splat(step), D::Real::splat(within.low), D::Real::splat(within.high));
-        if tile.real.is_null() && tile.residual.is_null() {
+        if !tile.bytes.is_null() && tile.real.is_null() && tile.residual.is_null() {
             // All of them before the first is stored: then bias and steps are read once.
             let mut scaled = [[steps; REGISTERS]; ROWS];
             for r in 0..REGISTERS {

@@ -279,6 +279,8 @@ impl Drawn {
         let mut alone = vec![0; expected.len()];
         run(all(), &input, Outputs { real: None, bytes: Some(&mut alone) });
         prop_assert_eq!(&alone, &bytes);
+        // Whoever wants nothing gets nothing.
+        run(all(), &input, Outputs::default());
         let (mut real_by_parts, mut bytes_by_parts) =
             (vec![f32::NAN; expected.len()], vec![0; expected.len()]);
         for (rows, at) in parts(size[0], expected.len() / size[0], seed) {
