@@ -84,7 +84,7 @@ fn main() {
         } else {
             let convolution = DenseI8::new(isa, [inputs, outputs], window, integers, clamp, rounding);
             best(runs_of("int8") * times, || {
-                convolution.run([side; 2], &input, None, Outputs { real: None, bytes: Some(&mut output) })
+                convolution.run([side; 2], &input, None, Outputs { real: None, bytes: Some(&mut output) });
             })
         };
         for (sum, one) in total.iter_mut().zip([real, bytes]) {

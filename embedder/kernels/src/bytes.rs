@@ -4,6 +4,11 @@
 //! -128. Sums are exact in 32 bits. On ARM, which multiplies signed bytes only, activations lie in memory with their first bit
 //! inverted, which makes them signed bytes ([`Isa::flip`]): nobody but the kernels reads them.
 
+#![expect(
+    clippy::inline_always,
+    reason = "operations must end up inside the functions that enable instructions"
+)]
+
 use crate::depthwise_i8::Part;
 use crate::lanes::Lanes;
 

@@ -10,6 +10,10 @@
     reason = "operations must end up inside the functions that enable instructions"
 )]
 
+#[allow(
+    clippy::wildcard_imports,
+    reason = "intrinsics, whose names say where they are from; not reported in tests"
+)]
 use core::arch::aarch64::*;
 
 use crate::bytes::{Columns, Dots, Reals, Scaling};

@@ -10,6 +10,10 @@
     reason = "operations must end up inside the functions that enable instructions"
 )]
 
+#[allow(
+    clippy::wildcard_imports,
+    reason = "intrinsics, whose names say where they are from; not reported in tests"
+)]
 use core::arch::x86_64::*;
 
 use crate::bytes::{Columns, Dots, Reals, Scaling};
@@ -58,10 +62,7 @@ impl Dots for Wide {
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Self::Bytes {
         // SAFETY: above.
-        unsafe {
-            let from = from.cast::<i32>();
-            [_mm512_set1_epi32(from.read_unaligned()), _mm512_set1_epi32(from.add(1).read_unaligned())]
-        }
+        unsafe { [_mm512_set1_epi32(four(from)), _mm512_set1_epi32(four(from.add(4)))] }
     }
 
     #[inline(always)]
@@ -81,6 +82,13 @@ impl Dots for Wide {
             _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scale))
         }
     }
+}
+
+/// Four bytes as they lie.
+#[inline(always)]
+unsafe fn four(from: *const u8) -> i32 {
+    // SAFETY: the caller's pointer is valid for four bytes.
+    i32::from_ne_bytes(unsafe { from.cast::<[u8; 4]>().read() })
 }
 
 /// The first `count` of up to 64.
@@ -252,10 +260,9 @@ impl Dots for Half {
     unsafe fn bytes(from: *const u8) -> Self::Bytes {
         // SAFETY: above.
         unsafe {
-            let from = from.cast::<i32>();
             [
-                unsigned_halves(_mm256_set1_epi32(from.read_unaligned())),
-                unsigned_halves(_mm256_set1_epi32(from.add(1).read_unaligned())),
+                unsigned_halves(_mm256_set1_epi32(four(from))),
+                unsigned_halves(_mm256_set1_epi32(four(from.add(4)))),
             ]
         }
     }

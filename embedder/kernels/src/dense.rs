@@ -476,7 +476,6 @@ unsafe fn step<L: Lanes, const VALUE: usize, const ROWS: usize, const REGISTERS:
 macro_rules! tiles {
     ($name:ident, $lanes:ty, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*]) => {
         mod $name {
-            #[expect(clippy::wildcard_imports, reason = "a part of the module above")]
             use super::*;
 
             /// # Safety

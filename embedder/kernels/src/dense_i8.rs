@@ -403,9 +403,9 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
                 if !tile.real.is_null() {
                     let real = real.clamp(low, high);
                     if whole {
-                        real.store(tile.real.add(at))
+                        real.store(tile.real.add(at));
                     } else {
-                        real.store_first(tile.real.add(at), count)
+                        real.store_first(tile.real.add(at), count);
                     }
                 }
                 if !tile.bytes.is_null() {
@@ -421,7 +421,6 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
 macro_rules! tiles {
     ($name:ident, $sums:ty, $flip:expr, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*]) => {
         mod $name {
-            #[expect(clippy::wildcard_imports, reason = "a part of the module above")]
             use super::*;
 
             /// # Safety

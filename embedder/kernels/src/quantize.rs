@@ -21,7 +21,7 @@ pub fn quantize(
     bytes: &mut [u8],
 ) {
     assert!(
-        real.len() == bytes.len() && channels > 0 && real.len() % channels == 0,
+        real.len() == bytes.len() && channels > 0 && real.len().is_multiple_of(channels),
         "as many bytes as numbers"
     );
     let isa = isa.or_portable();
