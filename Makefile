@@ -37,7 +37,7 @@ test: python-packages weights browser mosquitto ## every test: units, programs e
 test-arm: ## the tests of quantizer and kernels for 64-bit ARM (what is written for NEON) in an emulator, fetched by apt and installed nowhere
 	CARGO="$(CARGO)" tools/arm/test.sh
 
-test-arm-embedder: ## the embedder's own tests there too: its operators against the engine's (20 minutes to build, 10 to run)
+test-arm-embedder: ## the embedder's own tests there too: its operators against the engine's (half an hour to build, 10 minutes to run)
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/cargo.sh test --release -p glimpse-embedder --lib --tests
 
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
@@ -76,7 +76,7 @@ bench-server: ## the server under load from a thousand devices, and 200 kills, i
 	$(CARGO) build --release --workspace --bins
 	$(TARGET)/release/glimpse-load --cache $(CACHE)/bench-server --out target/reports/server.json
 
-bench-embed: weights ## the embedder beside ONNX Runtime, on this machine and on emulated ARM, into target/reports/embed.json (15 minutes, and 20 to build the first time)
+bench-embed: weights ## the embedder beside ONNX Runtime, on this machine and on emulated ARM, into target/reports/embed.json (15 minutes, and half an hour to build the first time)
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) build --release --workspace --example bench_embed
 	$(TARGET)/release/glimpse-trainer import --network mobilenet-v2 --weights data/weights/mobilenetv2.pt --size 224 \
