@@ -4,7 +4,7 @@
 //! one engine so many times, for a tool that counts its instructions from outside.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use glimpse_embedder::{
@@ -40,7 +40,7 @@ fn main() -> Result<(), Failure> {
             println!("{}", network.profile(&vec![0.1; metadata.preprocessing.tensor_len()], 20)?);
             Ok(())
         }
-        "photos" => photos(&get("--from")?.into(), &get("--out")?.into()),
+        "photos" => photos(Path::new(&get("--from")?), Path::new(&get("--out")?)),
         "infer" => {
             if let Ok(library) = get("--onnxruntime") {
                 onnxruntime::load(&PathBuf::from(library))?;
@@ -68,7 +68,7 @@ struct Runner {
     times: Vec<Duration>,
 }
 
-fn load(engine: &str, model: &PathBuf, metadata: &ModelMetadata) -> Result<Network, Failure> {
+fn load(engine: &str, model: &Path, metadata: &ModelMetadata) -> Result<Network, Failure> {
     let (width, height) = (metadata.preprocessing.width, metadata.preprocessing.height);
     Ok(match engine {
         "ours" => Network::load(model, width, height)?,
@@ -87,7 +87,7 @@ fn cpu_time() -> Duration {
 fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
     let start = cpu_time();
     let result = run();
-    (result, cpu_time() - start)
+    (result, cpu_time().saturating_sub(start))
 }
 
 fn speed(speed: &Speed) -> Result<(), Failure> {
@@ -256,7 +256,7 @@ fn machine() -> String {
 }
 
 /// All JPEGs under a folder, in the order of their names.
-fn jpegs(folder: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
+fn jpegs(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
@@ -271,7 +271,7 @@ fn jpegs(folder: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// Mean and least cosine of two networks' embeddings of the same photos, and how many these are.
-fn agreement(one: &Embedder, other: &Embedder, photos: &PathBuf) -> Result<(f64, f64, usize), Failure> {
+fn agreement(one: &Embedder, other: &Embedder, photos: &Path) -> Result<(f64, f64, usize), Failure> {
     let mut cosines = Vec::new();
     for path in jpegs(photos)? {
         let photo = decode_photo(&std::fs::read(path)?)?;
@@ -283,7 +283,7 @@ fn agreement(one: &Embedder, other: &Embedder, photos: &PathBuf) -> Result<(f64,
 }
 
 /// A photo as a camera gives it, 640 x 480, and one of twelve megapixels, both from the first photo of a folder.
-fn photos(from: &PathBuf, out: &PathBuf) -> Result<(), Failure> {
+fn photos(from: &Path, out: &Path) -> Result<(), Failure> {
     let first = jpegs(from)?.into_iter().next().ok_or("no photo")?;
     let photo = decode_photo(&std::fs::read(first)?)?;
     for (name, width, height) in [("camera.jpg", 640, 480), ("large.jpg", 4000, 3000)] {

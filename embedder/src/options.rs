@@ -54,6 +54,7 @@ impl fmt::Display for Threads {
 
 /// Which operators of our own take the place of the engine's. The default is what is measured to be fastest on this processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each switches something of its own")]
 pub struct EmbedderOptions {
     /// The instructions that they use.
     pub isa: Isa,

@@ -7,6 +7,7 @@ use glimpse_kernels::{Dense, DenseI8, Depthwise, DepthwiseI8, Layout, Outputs, W
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tract_onnx::prelude::*;
+#[allow(clippy::wildcard_imports, reason = "what the engine's macros name; not reported in tests")]
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::{Cost, EvalOp, Op, TypedOp};
 
@@ -124,7 +125,7 @@ impl EvalOp for Convolution {
         ensure!(inputs[0].shape() == self.input_shape(images), "an input of {:?}", self.input_shape(images));
         let shape = [images, height, width, self.kernel.channels()[1]];
         let residual = inputs.get(1).map(|residual| residual.try_as_plain_ram()).transpose()?;
-        let residual = residual.as_ref().map(|residual| residual.as_slice::<f32>()).transpose()?;
+        let residual = residual.as_ref().map(PlainView::as_slice::<f32>).transpose()?;
         let length: usize = shape.iter().product();
         ensure!(residual.is_none_or(|residual| residual.len() == length), "a residual of {shape:?}");
         // SAFETY: a kernel writes every value that it is given room for.
@@ -173,8 +174,8 @@ impl Convolution {
     ) -> TractResult<()> {
         let [height, width] = self.output_size()?;
         let line = width * self.kernel.channels()[1];
-        let mut real = real.map(|real| real.try_as_plain_ram_mut()).transpose()?;
-        let mut bytes = bytes.map(|bytes| bytes.try_as_plain_ram_mut()).transpose()?;
+        let mut real = real.map(Tensor::try_as_plain_ram_mut).transpose()?;
+        let mut bytes = bytes.map(Tensor::try_as_plain_ram_mut).transpose()?;
         let real = real.as_mut().map(|real| real.as_slice_mut::<f32>()).transpose()?;
         let bytes = bytes.as_mut().map(|bytes| bytes.as_slice_mut::<u8>()).transpose()?;
         let (mut real, mut bytes) = (
@@ -194,8 +195,8 @@ impl Convolution {
             let rows = first..(first + step).min(height);
             let length = rows.len() * line;
             let outputs = Outputs {
-                real: real.as_mut().map(|real| real.split_off_mut(..length)).flatten(),
-                bytes: bytes.as_mut().map(|bytes| bytes.split_off_mut(..length)).flatten(),
+                real: real.as_mut().and_then(|real| real.split_off_mut(..length)),
+                bytes: bytes.as_mut().and_then(|bytes| bytes.split_off_mut(..length)),
             };
             let residual = residual.map(|residual| &residual[first * line..][..length]);
             shares.push(Rows { rows, residual, outputs });

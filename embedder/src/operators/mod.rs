@@ -35,7 +35,7 @@ pub(crate) fn rewrite(model: TypedModel, options: &EmbedderOptions) -> TractResu
 
 /// Whether there are operators of ours in a model.
 pub(crate) fn are_in(model: &TypedModel) -> bool {
-    model.nodes().iter().any(|node| node.op_is::<convolution::Convolution>())
+    model.nodes().iter().any(Node::op_is::<convolution::Convolution>)
 }
 
 /// A copy of a model as it grows.

@@ -2,6 +2,7 @@
 
 use glimpse_kernels::{Isa, Layout, Rounding, quantize};
 use tract_onnx::prelude::*;
+#[allow(clippy::wildcard_imports, reason = "what the engine's macros name; not reported in tests")]
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::{EvalOp, Op, TypedOp};
 

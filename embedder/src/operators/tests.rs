@@ -134,7 +134,7 @@ impl Graph {
 /// Both ways of running a graph, with so many operators of ours in it.
 fn check(model: &TypedModel, operators: usize, seed: u64) {
     let shape = model.input_fact(0).unwrap().shape.as_concrete().unwrap().to_vec();
-    let input = numbers(&shape, seed ^ 77);
+    let input = numbers(&shape, seed ^ 0x4d);
     let expected = run(model.clone(), &input);
     for isa in Isa::available() {
         let rewritten = rewrite(model.clone(), &EmbedderOptions::all(isa)).unwrap();
@@ -201,7 +201,7 @@ proptest! {
 /// most one step apart.
 fn check_rounded(model: &TypedModel, operators: usize, step: f32, seed: u64) {
     let shape = model.input_fact(0).unwrap().shape.as_concrete().unwrap().to_vec();
-    let input = numbers(&shape, seed ^ 77);
+    let input = numbers(&shape, seed ^ 0x4d);
     let expected = run(model.clone(), &input);
     let expected = expected.try_as_plain_ram().unwrap().as_slice::<f32>().unwrap().to_vec();
     for isa in Isa::available() {
