@@ -59,7 +59,7 @@ impl Preprocessing {
 }
 
 /// Makes tensors, in buffers that it keeps: after the first frame of a size it allocates nothing but the resizer's tables of weights,
-/// some kilobytes a frame.
+/// which grow with the sides of a frame and not with its pixels.
 #[derive(Debug)]
 pub struct Preprocessor {
     preprocessing: Preprocessing,
