@@ -35,7 +35,7 @@ pub enum PhotoError {
     },
     /// The bytes are no JPEG or PNG, or a damaged one, or one beyond the limits.
     #[error("not a JPEG or PNG that can be decoded")]
-    Decode(#[source] ImageError),
+    Decode(#[source] DecoderError),
     /// The same, of a file.
     #[error("{path} is not a JPEG or PNG that can be decoded")]
     DecodeFile {
@@ -43,8 +43,19 @@ pub enum PhotoError {
         path: PathBuf,
         /// What the decoder said.
         #[source]
-        source: ImageError,
+        source: DecoderError,
     },
+}
+
+/// What the decoder said, on one line: some of its messages have several.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct DecoderError(String);
+
+impl From<ImageError> for DecoderError {
+    fn from(error: ImageError) -> Self {
+        Self(error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
+    }
 }
 
 /// Reads and decodes a photo file.
@@ -59,7 +70,7 @@ pub fn read_photo(path: &Path) -> Result<RgbImage, PhotoError> {
     if bytes.len() as u64 > PHOTO_BYTES_MAX {
         return Err(PhotoError::TooLarge { path: path.to_owned() });
     }
-    decode(&bytes).map_err(|source| PhotoError::DecodeFile { path: path.to_owned(), source })
+    decode(&bytes).map_err(|error| PhotoError::DecodeFile { path: path.to_owned(), source: error.into() })
 }
 
 /// Opens a regular file: a folder opens too on Unix, and a pipe would block for ever.
@@ -76,7 +87,7 @@ fn fs_file(path: &Path) -> io::Result<std::fs::File> {
 /// # Errors
 /// [`PhotoError::Decode`], also for more than [`PHOTO_SIDE_MAX`] pixels a side.
 pub fn decode_photo(bytes: &[u8]) -> Result<RgbImage, PhotoError> {
-    decode(bytes).map_err(PhotoError::Decode)
+    decode(bytes).map_err(|error| PhotoError::Decode(error.into()))
 }
 
 fn decode(bytes: &[u8]) -> Result<RgbImage, ImageError> {
@@ -128,7 +139,8 @@ mod tests {
     fn refuses_what_is_no_photo() {
         let whole = jpeg(1);
         for bytes in [b"".as_slice(), b"not a photo", &whole[..20], b"\x89PNG\r\n\x1a\n"] {
-            assert!(matches!(decode_photo(bytes), Err(PhotoError::Decode(_))));
+            let Err(PhotoError::Decode(error)) = decode_photo(bytes) else { panic!("{bytes:?} is a photo") };
+            assert!(!error.to_string().contains('\n'), "{error}");
         }
     }
 

@@ -232,6 +232,11 @@ fn an_index_of_ones_own_says_what_it_finds_and_is_searched() {
     );
     assert!(index["recall"]["curve"][0][1].as_f64().unwrap() > 0.0 && index["images"] == 24, "{index}");
     assert!(said(run("check", &[])).contains("search   3 lists"));
+    // An address that is taken may be this server's own; one that is not this machine's is nobody's.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    assert!(said(run("check", &["--http", &taken])).contains(&format!("http://{taken} (in use")));
+    check(&run("check", &["--http", "192.0.2.1:8080"]), "cannot listen on 192.0.2.1:8080");
 
     let photo = workspace::root().join(&fixture.queries[0].photo);
     let photo = photo.to_str().unwrap();
@@ -249,6 +254,8 @@ fn an_index_of_ones_own_says_what_it_finds_and_is_searched() {
     assert_eq!(matches(&["--expand", "3"]).len(), 5);
     check(&run("search", &[photo, "--label", "no such thing"]), "no such thing");
     check(&run("search", &[photo, "--unknown", "never"]), "never");
+    let folder = store.to_str().unwrap();
+    check(&run("add", &[folder]), &format!("glimpse-gallery ingest {folder}"));
     check(&run("index", &["--lists", "25", "--codes", "4"]), "25 lists");
     check(&run("index", &["--sub-spaces", "4"]), "--sub-spaces");
     check(&run("index", &["--codes", "4", "--sub-spaces", "5"]), "5 equal sub-spaces");

@@ -53,6 +53,11 @@ impl AddArgs {
         let mut ids = HashSet::new();
         let mut sources = Vec::with_capacity(self.photos.len());
         for photo in &self.photos {
+            ensure!(
+                !photo.is_dir(),
+                "{0} is a folder: `glimpse-gallery ingest {0}` adds the photos in it",
+                photo.display()
+            );
             let id = match &self.id {
                 Some(id) => id.clone(),
                 None => id_of(photo, self.root.as_deref())?,

@@ -1,5 +1,7 @@
 //! `check`: everything that could keep `serve` from serving, at once.
 
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 use glimpse_embedder::SpaceBundle;
@@ -63,7 +65,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     if let Some(config) = config {
         found.push(match &config.http {
-            Some(http) => format!("console  http://{}", http.listen),
+            Some(http) => format!("console  http://{}{}", http.listen, listening(http.listen, &mut problems)),
             None => "console  none".to_owned(),
         });
         if let Some(Err(error)) = config.http.as_ref().map(|http| http.check(&config.access)) {
@@ -95,14 +97,35 @@ fn index_of(dir: &Path, now: &Committed) -> String {
     }
 }
 
+/// What to say beside an address that `serve` shall listen on. One in use is no problem: the server itself may be running.
+fn listening(address: SocketAddr, problems: &mut Vec<String>) -> &'static str {
+    match TcpListener::bind(address) {
+        Ok(_) => "",
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            " (in use: unless this very server is running, choose another port)"
+        }
+        Err(error) => {
+            problems.push(format!("cannot listen on {address}: {error}"));
+            ""
+        }
+    }
+}
+
 /// The broker, who may connect to it, and the files of TLS.
 fn check_broker(config: &ServeConfig, found: &mut Vec<String>, problems: &mut Vec<String>) {
     match &config.broker {
         BrokerConfig::Embedded { listen, clients_max, security } => {
-            found.push(format!("broker   embedded, on {listen}, {clients_max} clients at most"));
+            found.push(format!(
+                "broker   embedded, on {listen}{}, {clients_max} clients at most",
+                listening(*listen, problems)
+            ));
             if let (Some(listen), Some(files)) = (security.listen_tls, &security.tls) {
                 match tls::check(files) {
-                    Ok(()) => found.push(format!("tls      on {listen}, by {}", files.certificate.display())),
+                    Ok(()) => found.push(format!(
+                        "tls      on {listen}{}, by {}",
+                        listening(listen, problems),
+                        files.certificate.display()
+                    )),
                     Err(error) => problems.push(error.to_string()),
                 }
             }

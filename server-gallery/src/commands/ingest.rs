@@ -21,9 +21,10 @@ Examples:
   glimpse-gallery ingest photos/ --gallery gallery --bundle models/demo
   glimpse-gallery ingest gallery.csv --root photos/ --gallery gallery --bundle models/demo
 
-A CSV file has the columns path and label; every other column is an attribute, which queries can filter by. The image id is the path relative to the folder, or to --root. An ingest
-that was interrupted goes on where it stopped when it is run again; photos that have not changed are passed over.
-Photos that cannot be read are listed at the end; the command fails only when there is no photo that could be.")]
+A CSV file has the columns path and label; every other column is an attribute, which queries can filter by. The image id
+is the path relative to the folder, or to --root. An ingest that was interrupted goes on where it stopped when it is run
+again; photos that have not changed are passed over. Photos that cannot be read are listed at the
+end; the command fails only when there is no photo that could be.")]
 pub struct IngestArgs {
     /// Folder of photos, or CSV file with the columns path and label
     #[arg(value_name = "DIR|CSV")]
