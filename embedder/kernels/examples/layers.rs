@@ -1,5 +1,5 @@
 //! Time of each convolution of EfficientNet-Lite0 at 224 px, in f32 and int8:
-//! `cargo run --release -p glimpse-kernels --example layers [ISA [RUNS [f32|int8]]]`. Each layer runs as often as the network has it, so that
+//! `cargo run --release -p glimpse-kernels --example layers [ISA [RUNS [f32|int8 [LAYER]]]]`. Each layer runs as often as the network has it, so that
 //! a tool that counts instructions from outside sees whole networks.
 
 use std::time::Instant;
@@ -15,6 +15,7 @@ fn main() {
     let runs = std::env::args().nth(2).and_then(|runs| runs.parse().ok()).unwrap_or(40);
     let only = std::env::args().nth(3);
     let runs_of = |kind| if only.as_deref().is_none_or(|only| only == kind) { runs } else { 0 };
+    let layer: Option<usize> = std::env::args().nth(4).and_then(|layer| layer.parse().ok());
     println!("{}", isa.name());
     let mut total = [0.0; 2];
     // Kernel, stride, channels of input and output, side of the input, how often.
@@ -51,7 +52,11 @@ fn main() {
         (5, 2, 672, 0, 14, 1),
         (5, 1, 1152, 0, 7, 3),
         (3, 1, 1152, 0, 7, 1),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    .filter_map(|(place, shape)| layer.is_none_or(|layer| layer == place).then_some(shape))
+    {
         let pads = if stride == 1 { [kernel / 2, kernel / 2] } else { [kernel / 2 - 1, kernel / 2] };
         let window =
             Window { kernel: [kernel; 2], stride: [stride; 2], before: [pads[0]; 2], after: [pads[1]; 2] };

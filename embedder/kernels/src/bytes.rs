@@ -9,7 +9,7 @@
     reason = "operations must end up inside the functions that enable instructions"
 )]
 
-use crate::depthwise_i8::Part;
+use crate::Clamp;
 use crate::lanes::Lanes;
 
 /// How sums become activations again: `byte = round(real / step) + zero point`, ties to even, within 0 to 255.
@@ -35,14 +35,73 @@ pub(crate) trait Dots: Copy {
     /// [`DEPTH`] bytes of one pixel.
     type Bytes: Copy;
 
-    unsafe fn zero() -> Self;
+    /// The biases of the channels, which the products are added to.
+    unsafe fn begin(bias: *const i32) -> Self;
     /// From `[2][WIDTH][4]`.
     unsafe fn weights(from: *const i8) -> Self::Weights;
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
     /// Adds the products.
     unsafe fn dot(self, bytes: Self::Bytes, weights: Self::Weights) -> Self;
-    /// `(sum + bias) * scale`, of each channel.
-    unsafe fn real(self, bias: *const i32, scale: *const f32) -> Self::Real;
+    /// `sum * scale`, of each channel.
+    unsafe fn real(self, scale: *const f32) -> Self::Real;
+
+    /// Adds the products of `ROWS` pixels of `depth` bytes, one after the other, with weights `[depth / 8][REGISTERS][2][WIDTH][4]`.
+    #[inline(always)]
+    unsafe fn add<const ROWS: usize, const REGISTERS: usize>(
+        sums: &mut [[Self; REGISTERS]; ROWS],
+        from: *const u8,
+        depth: usize,
+        mut weights: *const i8,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            for value in (0..depth).step_by(DEPTH) {
+                let row: [Self::Weights; REGISTERS] =
+                    core::array::from_fn(|r| Self::weights(weights.add(r * Self::WIDTH * DEPTH)));
+                for (pixel, sums) in sums.iter_mut().enumerate() {
+                    let bytes = Self::bytes(from.add(pixel * depth + value));
+                    for (sum, weights) in sums.iter_mut().zip(row) {
+                        *sum = sum.dot(bytes, weights);
+                    }
+                }
+                weights = weights.add(REGISTERS * Self::WIDTH * DEPTH);
+            }
+        }
+    }
+
+    /// Writes the sums of `ROWS` pixels, which lie `outputs` bytes apart, as bytes: those of all registers, of the last one's only the first
+    /// `last`.
+    #[inline(always)]
+    unsafe fn write<const ROWS: usize, const REGISTERS: usize>(
+        sums: &[[Self; REGISTERS]; ROWS],
+        scaling: &Scaling,
+        to: *mut u8,
+        outputs: usize,
+        last: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let (low, high) = (Self::Real::splat(scaling.low), Self::Real::splat(scaling.high));
+            // All of them before the first is stored: then scales are read once.
+            let mut scaled = [[low; REGISTERS]; ROWS];
+            for r in 0..REGISTERS {
+                let scale = scaling.scale.add(r * Self::WIDTH);
+                for (scaled, sums) in scaled.iter_mut().zip(sums) {
+                    scaled[r] = sums[r].real(scale).clamp(low, high);
+                }
+            }
+            for (pixel, scaled) in scaled.into_iter().enumerate() {
+                for (r, scaled) in scaled.into_iter().enumerate() {
+                    let to = to.add(pixel * outputs + r * Self::WIDTH);
+                    if r + 1 < REGISTERS || last == Self::WIDTH {
+                        scaled.round(scaling.zero, to, Self::WIDTH);
+                    } else {
+                        scaled.round(scaling.zero, to, last);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Values that [`Dots`] takes at once from each pixel.
@@ -64,7 +123,8 @@ pub(crate) trait Columns: Copy {
     /// Bytes of up to four pixels that stand one above the other.
     type Column: Copy;
 
-    unsafe fn zero() -> Self;
+    /// The biases of the channels, in the order of the sums, which the products are added to.
+    unsafe fn begin(bias: *const i32) -> Self;
     /// The first `count` channels of `ROWS` pixels; nothing else is read.
     unsafe fn column<const ROWS: usize>(pixels: [*const u8; 4], count: usize) -> Self::Column;
     /// Adds the products with weights, `[4][WIDTH]` in the order that [`arrange`](Self::arrange) gives them.
@@ -73,41 +133,27 @@ pub(crate) trait Columns: Copy {
     fn arrange(weights: &[i8]) -> Vec<i8>;
     /// The channel of each sum, in the order in which the sums lie.
     fn channel(place: usize) -> usize;
-    /// The sums of `PIXELS` neighbours from `x` on, whose windows lie in the image from left to right.
-    ///
-    /// # Safety
-    /// They do.
-    #[inline(always)]
-    unsafe fn window<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
-        part: &Part<'_, '_>,
-        x: usize,
-    ) -> [Self; PIXELS] {
-        // SAFETY: the caller's.
-        unsafe { part.by_columns::<Self, HEIGHT, WIDTH, STRIDE, PIXELS>(x) }
-    }
-
-    /// The sums of `PIXELS` neighbours from `x` on, whose windows may look over the edges, and which may lie beyond the row; `None` where
-    /// that must be done pixel by pixel.
-    #[inline(always)]
-    unsafe fn at_edge<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
-        _part: &Part<'_, '_>,
-        _x: usize,
-    ) -> Option<[Self; PIXELS]> {
-        None
-    }
-
-    /// Writes `(sum + bias) * scale` in the order of the sums, `[WIDTH]`, as are bias and scale.
-    unsafe fn reals(self, bias: *const i32, scale: *const f32, to: *mut f32);
+    /// Writes `sum * scale` in the order of the sums, `[WIDTH]`, as are the scales.
+    unsafe fn reals(self, scale: *const f32, to: *mut f32);
     /// Writes the same within `low..=high`, rounded and with `zero` added, as bytes, for the first `count` channels.
     unsafe fn bytes(self, scaling: &Scaling, to: *mut u8, count: usize);
 }
 
-/// From sums to bytes.
+/// From sums to bytes: `round(clamp(sum * scale)) + zero`.
 #[derive(Clone, Copy)]
 pub(crate) struct Scaling {
-    pub(crate) bias: *const i32,
     pub(crate) scale: *const f32,
     pub(crate) low: f32,
     pub(crate) high: f32,
     pub(crate) zero: i32,
+}
+
+impl Scaling {
+    /// For outputs within `clamp`, of channels whose scales, in steps of the byte, lie there. Both limits at once, in steps: rounding keeps the order, so that a value beyond one gives what the limit itself would.
+    pub(crate) fn new(scale: &[f32], clamp: Clamp, rounding: Rounding, flip: i32) -> Self {
+        let zero = i32::from(rounding.zero_point);
+        let Clamp { low, high } = Clamp { low: clamp.low / rounding.step, high: clamp.high / rounding.step }
+            .then(Clamp { low: -zero as f32, high: (255 - zero) as f32 });
+        Self { scale: scale.as_ptr(), low, high, zero: zero - flip }
+    }
 }

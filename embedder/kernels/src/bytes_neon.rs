@@ -16,9 +16,7 @@
 )]
 use core::arch::aarch64::*;
 
-use crate::bytes::{Columns, Dots, Reals, Scaling};
-use crate::depthwise_i8::Part;
-use crate::lanes::Lanes as _;
+use crate::bytes::{DEPTH, Dots, Reals, Scaling};
 
 // SAFETY of all that follows: the caller's function enables the instructions, and its pointers are valid for what is read and
 // written.
@@ -47,14 +45,126 @@ impl Reals for float32x4_t {
     }
 }
 
+/// How reals become bytes: four registers at once, and within their limits as bytes, of which sixteen fit into one.
+#[derive(Clone, Copy)]
+pub(crate) struct NarrowTo {
+    zero: int16x8_t,
+    least: int8x16_t,
+    most: int8x16_t,
+}
+
+impl NarrowTo {
+    /// # Safety
+    /// The function that this is inlined into enables NEON, as with all that follow.
+    #[inline(always)]
+    pub(crate) unsafe fn new(scaling: &Scaling) -> Self {
+        let limit = |limit: f32| (limit.round_ties_even() as i32 + scaling.zero) as i8;
+        // SAFETY: the caller's.
+        unsafe {
+            Self {
+                zero: vdupq_n_s16(scaling.zero as i16),
+                least: vdupq_n_s8(limit(scaling.low)),
+                most: vdupq_n_s8(limit(scaling.high)),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`new`](Self::new).
+    #[inline(always)]
+    unsafe fn sixteen_bits(&self, reals: [float32x4_t; 2]) -> int16x8_t {
+        // SAFETY: the caller's.
+        unsafe {
+            let lower = vqmovn_s32(vcvtnq_s32_f32(reals[0]));
+            vqaddq_s16(vqmovn_high_s32(lower, vcvtnq_s32_f32(reals[1])), self.zero)
+        }
+    }
+
+    /// # Safety
+    /// As [`new`](Self::new).
+    #[inline(always)]
+    pub(crate) unsafe fn eight(&self, reals: [float32x4_t; 2]) -> int8x8_t {
+        // SAFETY: the caller's.
+        unsafe {
+            let bytes = vqmovn_s16(self.sixteen_bits(reals));
+            vmin_s8(vmax_s8(bytes, vget_low_s8(self.least)), vget_low_s8(self.most))
+        }
+    }
+
+    /// # Safety
+    /// As [`new`](Self::new).
+    #[inline(always)]
+    pub(crate) unsafe fn sixteen(&self, reals: [float32x4_t; 4]) -> int8x16_t {
+        // SAFETY: the caller's.
+        unsafe {
+            let lower = vqmovn_s16(self.sixteen_bits([reals[0], reals[1]]));
+            let bytes = vqmovn_high_s16(lower, self.sixteen_bits([reals[2], reals[3]]));
+            vminq_s8(vmaxq_s8(bytes, self.least), self.most)
+        }
+    }
+}
+
+/// As [`Dots::write`], of sums of four channels each.
+#[inline(always)]
+unsafe fn write<const ROWS: usize, const REGISTERS: usize>(
+    sums: [[int32x4_t; REGISTERS]; ROWS],
+    scaling: &Scaling,
+    to: *mut u8,
+    outputs: usize,
+    last: usize,
+) {
+    const { assert!(REGISTERS >= 1 && REGISTERS <= 3) };
+    // SAFETY: above; bytes are copied only as far as they are wanted.
+    unsafe {
+        let narrow = NarrowTo::new(scaling);
+        let mut scales = [vdupq_n_f32(0.0); REGISTERS];
+        for (r, scale) in scales.iter_mut().enumerate() {
+            *scale = vld1q_f32(scaling.scale.add(r * 4));
+        }
+        for (pixel, sums) in sums.into_iter().enumerate() {
+            let mut reals = [vdupq_n_f32(0.0); 4];
+            for ((real, sum), scale) in reals.iter_mut().zip(sums).zip(scales) {
+                *real = vmulq_f32(vcvtq_f32_s32(sum), scale);
+            }
+            let to = to.add(pixel * outputs);
+            let bytes = if REGISTERS == 3 {
+                // What is in the last register is not written.
+                reals[3] = reals[2];
+                narrow.sixteen(reals)
+            } else {
+                if REGISTERS == 1 {
+                    reals[1] = reals[0];
+                }
+                let eight = narrow.eight([reals[0], reals[1]]);
+                vcombine_s8(eight, eight)
+            };
+            if last == 4 {
+                let words = vreinterpretq_u32_s8(bytes);
+                match REGISTERS {
+                    1 => to.cast::<u32>().write_unaligned(vgetq_lane_u32::<0>(words)),
+                    2 => vst1_s8(to.cast(), vget_low_s8(bytes)),
+                    _ => {
+                        vst1_s8(to.cast(), vget_low_s8(bytes));
+                        to.add(8).cast::<u32>().write_unaligned(vgetq_lane_u32::<2>(words));
+                    }
+                }
+            } else {
+                let mut all = [0_i8; 16];
+                vst1q_s8(all.as_mut_ptr(), bytes);
+                to.cast::<i8>().copy_from_nonoverlapping(all.as_ptr(), (REGISTERS - 1) * 4 + last);
+            }
+        }
+    }
+}
+
 /// Sums of 4 channels, two for each: those of channels 0 and 1, then 2 and 3.
 #[derive(Clone, Copy)]
 pub(crate) struct Widened([int32x4_t; 2]);
 
 #[inline(always)]
-unsafe fn real(sum: int32x4_t, bias: *const i32, scale: *const f32) -> float32x4_t {
+unsafe fn real(sum: int32x4_t, scale: *const f32) -> float32x4_t {
     // SAFETY: above.
-    unsafe { vmulq_f32(vcvtq_f32_s32(vaddq_s32(sum, vld1q_s32(bias))), vld1q_f32(scale)) }
+    unsafe { vmulq_f32(vcvtq_f32_s32(sum), vld1q_f32(scale)) }
 }
 
 impl Dots for Widened {
@@ -64,9 +174,12 @@ impl Dots for Widened {
     type Bytes = [int8x16_t; 2];
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn begin(bias: *const i32) -> Self {
         // SAFETY: above.
-        Self([unsafe { vdupq_n_s32(0) }; 2])
+        unsafe {
+            let (bias, zero) = (vld1q_s32(bias), vdupq_n_s32(0));
+            Self([vzip1q_s32(bias, zero), vzip2q_s32(bias, zero)])
+        }
     }
 
     #[inline(always)]
@@ -106,16 +219,103 @@ impl Dots for Widened {
                 bytes1 = in(vreg) bytes[1],
                 weights0 = in(vreg) weights[0],
                 weights1 = in(vreg) weights[1],
-                options(pure, nomem, nostack, preserves_flags)
+                options(nomem, nostack, preserves_flags)
             );
         }
         Self([first, second])
     }
 
     #[inline(always)]
-    unsafe fn real(self, bias: *const i32, scale: *const f32) -> float32x4_t {
+    unsafe fn real(self, scale: *const f32) -> float32x4_t {
         // SAFETY: above.
-        unsafe { real(vpaddq_s32(self.0[0], self.0[1]), bias, scale) }
+        unsafe { real(vpaddq_s32(self.0[0], self.0[1]), scale) }
+    }
+
+    /// Two pointers' steps load what two copies of lanes would make, after a load.
+    #[inline(always)]
+    unsafe fn add<const ROWS: usize, const REGISTERS: usize>(
+        sums: &mut [[Self; REGISTERS]; ROWS],
+        from: *const u8,
+        depth: usize,
+        mut weights: *const i8,
+    ) {
+        // SAFETY: above; each pixel is read from its first byte to its last.
+        unsafe {
+            let mut pixels = [from; ROWS];
+            for (row, pixel) in pixels.iter_mut().enumerate() {
+                *pixel = from.add(row * depth);
+            }
+            for _ in 0..depth / (2 * DEPTH) {
+                Self::add_eight(sums, &mut pixels, &mut weights);
+                Self::add_eight(sums, &mut pixels, &mut weights);
+            }
+            if depth % (2 * DEPTH) != 0 {
+                Self::add_eight(sums, &mut pixels, &mut weights);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write<const ROWS: usize, const REGISTERS: usize>(
+        sums: &[[Self; REGISTERS]; ROWS],
+        scaling: &Scaling,
+        to: *mut u8,
+        outputs: usize,
+        last: usize,
+    ) {
+        // SAFETY: above.
+        unsafe {
+            let mut added = [[vdupq_n_s32(0); REGISTERS]; ROWS];
+            for (added, sums) in added.iter_mut().zip(sums) {
+                for (added, sum) in added.iter_mut().zip(sums) {
+                    *added = vpaddq_s32(sum.0[0], sum.0[1]);
+                }
+            }
+            write(added, scaling, to, outputs, last);
+        }
+    }
+}
+
+impl Widened {
+    /// Adds the products of the next [`DEPTH`] values of each pixel.
+    ///
+    /// # Safety
+    /// As [`Dots::add`].
+    #[inline(always)]
+    unsafe fn add_eight<const ROWS: usize, const REGISTERS: usize>(
+        sums: &mut [[Self; REGISTERS]; ROWS],
+        pixels: &mut [*const u8; ROWS],
+        weights: &mut *const i8,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut registers = [[vdupq_n_s8(0); 2]; REGISTERS];
+            for register in &mut registers {
+                let (first, second): (int8x16_t, int8x16_t);
+                core::arch::asm!(
+                    "ldp {first:q}, {second:q}, [{weights}], #32",
+                    weights = inout(reg) *weights,
+                    first = out(vreg) first,
+                    second = out(vreg) second,
+                    options(readonly, nostack, preserves_flags)
+                );
+                *register = [first, second];
+            }
+            for (pixel, sums) in pixels.iter_mut().zip(sums.iter_mut()) {
+                let (first, second): (int8x16_t, int8x16_t);
+                core::arch::asm!(
+                    "ld1r {{{first:v}.4s}}, [{pixel}], #4",
+                    "ld1r {{{second:v}.4s}}, [{pixel}], #4",
+                    pixel = inout(reg) *pixel,
+                    first = out(vreg) first,
+                    second = out(vreg) second,
+                    options(readonly, nostack, preserves_flags)
+                );
+                for (sum, weights) in sums.iter_mut().zip(registers) {
+                    *sum = sum.dot([first, second], weights);
+                }
+            }
+        }
     }
 }
 
@@ -146,9 +346,9 @@ impl Dots for Dotted {
     type Bytes = int8x8_t;
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn begin(bias: *const i32) -> Self {
         // SAFETY: above.
-        Self(unsafe { vdupq_n_s32(0) })
+        Self(unsafe { vld1q_s32(bias) })
     }
 
     #[inline(always)]
@@ -173,186 +373,28 @@ impl Dots for Dotted {
     }
 
     #[inline(always)]
-    unsafe fn real(self, bias: *const i32, scale: *const f32) -> float32x4_t {
+    unsafe fn real(self, scale: *const f32) -> float32x4_t {
         // SAFETY: above.
-        unsafe { real(self.0, bias, scale) }
+        unsafe { real(self.0, scale) }
     }
-}
-
-/// Sums of 8 channels.
-#[derive(Clone, Copy)]
-pub(crate) struct WidenedColumns([int32x4_t; 2]);
-
-impl Columns for WidenedColumns {
-    const WIDTH: usize = 8;
-    type Column = [int8x8_t; 4];
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn write<const ROWS: usize, const REGISTERS: usize>(
+        sums: &[[Self; REGISTERS]; ROWS],
+        scaling: &Scaling,
+        to: *mut u8,
+        outputs: usize,
+        last: usize,
+    ) {
         // SAFETY: above.
-        Self([unsafe { vdupq_n_s32(0) }; 2])
-    }
-
-    #[inline(always)]
-    unsafe fn column<const ROWS: usize>(pixels: [*const u8; 4], count: usize) -> Self::Column {
-        // SAFETY: above; of channels at the end only those that there are are copied.
         unsafe {
-            let mut column = [vdup_n_s8(0); 4];
-            for (row, pixel) in column.iter_mut().zip(pixels).take(ROWS) {
-                *row = if count >= 8 {
-                    vld1_s8(pixel.cast())
-                } else {
-                    let mut all = [0_u8; 8];
-                    all.as_mut_ptr().copy_from_nonoverlapping(pixel, count);
-                    vld1_s8(all.as_ptr().cast())
-                };
-            }
-            column
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn dot<const ROWS: usize>(self, column: Self::Column, weights: *const i8) -> Self {
-        let mut sums = self.0;
-        for row in (0..ROWS).step_by(2) {
-            // SAFETY: above.
-            unsafe {
-                let mut products = vmull_s8(column[row], vld1_s8(weights.add(row * 8)));
-                if row + 1 < ROWS {
-                    products = vmlal_s8(products, column[row + 1], vld1_s8(weights.add(row * 8 + 8)));
-                }
-                sums = [vaddw_s16(sums[0], vget_low_s16(products)), vaddw_high_s16(sums[1], products)];
-            }
-        }
-        Self(sums)
-    }
-
-    fn arrange(weights: &[i8]) -> Vec<i8> {
-        weights.to_vec()
-    }
-
-    fn channel(place: usize) -> usize {
-        place
-    }
-
-    #[inline(always)]
-    unsafe fn window<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
-        part: &Part<'_, '_>,
-        x: usize,
-    ) -> [Self; PIXELS] {
-        // SAFETY: above. Rows, for columns of so many pixels do not stay in registers; the last channels have no whole registers.
-        unsafe {
-            if part.count() < 8 {
-                return part.by_columns::<Self, HEIGHT, WIDTH, STRIDE, PIXELS>(x);
-            }
-            let mut sums = [Self::zero(); PIXELS];
-            for row in 0..part.height() {
-                let (from, step) = part.row::<STRIDE>(row, x);
-                let (weights, next) = part.row_weights::<Self>(row);
-                Self::add_row::<WIDTH, STRIDE, PIXELS>(&mut sums, (from, step), (weights, next));
-            }
-            sums
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn at_edge<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
-        part: &Part<'_, '_>,
-        x: usize,
-    ) -> Option<[Self; PIXELS]> {
-        if WIDTH == 0 || part.count() < 8 {
-            return None;
-        }
-        // SAFETY: above; what lies beyond the image is read from a pixel of zeros.
-        unsafe {
-            let mut sums = [Self::zero(); PIXELS];
-            for row in 0..part.height() {
-                let mut line = [vdup_n_s8(0); LINE_MAX];
-                for (pixel, bytes) in line.iter_mut().enumerate().take((PIXELS - 1) * STRIDE + WIDTH) {
-                    *bytes = vld1_s8(part.pixel(row, part.column(x * STRIDE + pixel)).cast());
-                }
-                Self::add_line::<WIDTH, STRIDE, PIXELS>(&mut sums, &line, part.row_weights::<Self>(row));
-            }
-            Some(sums)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn reals(self, bias: *const i32, scale: *const f32, to: *mut f32) {
-        for (part, sum) in self.0.into_iter().enumerate() {
-            // SAFETY: above.
-            unsafe { vst1q_f32(to.add(part * 4), real(sum, bias.add(part * 4), scale.add(part * 4))) };
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn bytes(self, scaling: &Scaling, to: *mut u8, count: usize) {
-        // SAFETY: above; a register's bytes are copied only as far as they are wanted.
-        unsafe {
-            let (low, high) = (vdupq_n_f32(scaling.low), vdupq_n_f32(scaling.high));
-            let first = real(self.0[0], scaling.bias, scaling.scale).clamp(low, high);
-            let second = real(self.0[1], scaling.bias.add(4), scaling.scale.add(4)).clamp(low, high);
-            let (first, second) = (rounded(first, scaling.zero), rounded(second, scaling.zero));
-            let bytes = vmovn_s16(vcombine_s16(vmovn_s32(first), vmovn_s32(second)));
-            if count >= 8 {
-                vst1_s8(to.cast(), bytes);
-            } else {
-                let mut all = [0_i8; 8];
-                vst1_s8(all.as_mut_ptr(), bytes);
-                to.copy_from_nonoverlapping(all.as_ptr().cast(), count);
-            }
-        }
-    }
-}
-
-/// Pixels of the input that the windows of some neighbours look at, at most.
-const LINE_MAX: usize = 16;
-
-impl WidenedColumns {
-    /// Adds a row of the kernel, whose weights are `next` bytes apart, to `PIXELS` neighbours; pixels of the input are `step` bytes apart.
-    ///
-    /// # Safety
-    /// Eight bytes can be read of each pixel and each weight; the function that this is inlined into enables NEON.
-    #[inline(always)]
-    unsafe fn add_row<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
-        sums: &mut [Self; PIXELS],
-        (from, step): (*const u8, usize),
-        weights: (*const i8, usize),
-    ) {
-        // SAFETY: the caller's.
-        unsafe {
-            let mut line = [vdup_n_s8(0); LINE_MAX];
-            for (pixel, bytes) in line.iter_mut().enumerate().take((PIXELS - 1) * STRIDE + WIDTH) {
-                *bytes = vld1_s8(from.add(pixel * step).cast());
-            }
-            Self::add_line::<WIDTH, STRIDE, PIXELS>(sums, &line, weights);
-        }
-    }
-
-    /// As [`add_row`](Self::add_row), of pixels that have been read.
-    #[inline(always)]
-    unsafe fn add_line<const WIDTH: usize, const STRIDE: usize, const PIXELS: usize>(
-        sums: &mut [Self; PIXELS],
-        line: &[int8x8_t; LINE_MAX],
-        (weights, next): (*const i8, usize),
-    ) {
-        const { assert!((PIXELS - 1) * STRIDE + WIDTH <= LINE_MAX) };
-        // SAFETY: the caller's.
-        unsafe {
-            let mut taps = [vdup_n_s8(0); WIDTH];
-            for (tap, weight) in taps.iter_mut().enumerate() {
-                *weight = vld1_s8(weights.add(tap * next));
-            }
-            for (pixel, sums) in sums.iter_mut().enumerate() {
-                for tap in (0..WIDTH).step_by(2) {
-                    let mut products = vmull_s8(line[pixel * STRIDE + tap], taps[tap]);
-                    if tap + 1 < WIDTH {
-                        products = vmlal_s8(products, line[pixel * STRIDE + tap + 1], taps[tap + 1]);
-                    }
-                    sums.0[0] = vaddw_s16(sums.0[0], vget_low_s16(products));
-                    sums.0[1] = vaddw_high_s16(sums.0[1], products);
+            let mut each = [[vdupq_n_s32(0); REGISTERS]; ROWS];
+            for (each, sums) in each.iter_mut().zip(sums) {
+                for (each, sum) in each.iter_mut().zip(sums) {
+                    *each = sum.0;
                 }
             }
+            write(each, scaling, to, outputs, last);
         }
     }
 }

@@ -32,8 +32,9 @@ impl Dots for Sums {
     type Bytes = [u8; DEPTH];
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
-        Self([0; 8])
+    unsafe fn begin(bias: *const i32) -> Self {
+        // SAFETY: the caller's pointer is valid for eight values.
+        Self(unsafe { bias.cast::<[i32; 8]>().read() })
     }
 
     #[inline(always)]
@@ -52,18 +53,18 @@ impl Dots for Sums {
     unsafe fn dot(mut self, bytes: Self::Bytes, weights: Self::Weights) -> Self {
         for (place, byte) in bytes.into_iter().enumerate() {
             for (channel, sum) in self.0.iter_mut().enumerate() {
-                *sum += i32::from(byte) * i32::from(weights[place / 4 * 32 + channel * 4 + place % 4]);
+                let weight = weights[place / 4 * 32 + channel * 4 + place % 4];
+                *sum = sum.wrapping_add(i32::from(byte) * i32::from(weight));
             }
         }
         self
     }
 
     #[inline(always)]
-    unsafe fn real(self, bias: *const i32, scale: *const f32) -> Plain {
-        // SAFETY: the caller's pointers are valid for eight values.
-        let (bias, scale) = unsafe { (bias.cast::<[i32; 8]>().read(), scale.cast::<[f32; 8]>().read()) };
-        let reals: [f32; 8] =
-            core::array::from_fn(|lane| (self.0[lane].wrapping_add(bias[lane])) as f32 * scale[lane]);
+    unsafe fn real(self, scale: *const f32) -> Plain {
+        // SAFETY: the caller's pointer is valid for eight values.
+        let scale = unsafe { scale.cast::<[f32; 8]>().read() };
+        let reals: [f32; 8] = core::array::from_fn(|lane| self.0[lane] as f32 * scale[lane]);
         // SAFETY: eight values.
         unsafe { Plain::load(reals.as_ptr()) }
     }
@@ -74,8 +75,9 @@ impl Columns for Sums {
     type Column = [[u8; 8]; 4];
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
-        Self([0; 8])
+    unsafe fn begin(bias: *const i32) -> Self {
+        // SAFETY: the caller's pointer is valid for eight values.
+        Self(unsafe { bias.cast::<[i32; 8]>().read() })
     }
 
     #[inline(always)]
@@ -96,7 +98,7 @@ impl Columns for Sums {
             for (channel, sum) in self.0.iter_mut().enumerate() {
                 // SAFETY: the caller's pointer is valid for four rows of eight.
                 let weight = unsafe { *weights.add(row * 8 + channel) };
-                *sum += i32::from(bytes[channel]) * i32::from(weight);
+                *sum = sum.wrapping_add(i32::from(bytes[channel]) * i32::from(weight));
             }
         }
         self
@@ -111,16 +113,16 @@ impl Columns for Sums {
     }
 
     #[inline(always)]
-    unsafe fn reals(self, bias: *const i32, scale: *const f32, to: *mut f32) {
+    unsafe fn reals(self, scale: *const f32, to: *mut f32) {
         // SAFETY: the caller's.
-        unsafe { self.real(bias, scale).store(to) };
+        unsafe { self.real(scale).store(to) };
     }
 
     #[inline(always)]
     unsafe fn bytes(self, scaling: &Scaling, to: *mut u8, count: usize) {
         // SAFETY: the caller's.
         unsafe {
-            let real = self.real(scaling.bias, scaling.scale);
+            let real = self.real(scaling.scale);
             real.clamp(Plain::splat(scaling.low), Plain::splat(scaling.high)).round(scaling.zero, to, count);
         }
     }

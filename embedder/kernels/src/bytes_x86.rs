@@ -48,9 +48,9 @@ impl Dots for Wide {
     type Bytes = [__m512i; 2];
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn begin(bias: *const i32) -> Self {
         // SAFETY: above.
-        Self(unsafe { _mm512_setzero_si512() })
+        Self(unsafe { _mm512_loadu_si512(bias.cast()) })
     }
 
     #[inline(always)]
@@ -75,12 +75,9 @@ impl Dots for Wide {
     }
 
     #[inline(always)]
-    unsafe fn real(self, bias: *const i32, scale: *const f32) -> __m512 {
+    unsafe fn real(self, scale: *const f32) -> __m512 {
         // SAFETY: above.
-        unsafe {
-            let sum = _mm512_add_epi32(self.0, _mm512_loadu_si512(bias.cast()));
-            _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scale))
-        }
+        unsafe { _mm512_mul_ps(_mm512_cvtepi32_ps(self.0), _mm512_loadu_ps(scale)) }
     }
 }
 
@@ -106,9 +103,15 @@ impl Columns for WideColumns {
     type Column = [__m512i; 4];
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn begin(bias: *const i32) -> Self {
         // SAFETY: above.
-        Self([unsafe { _mm512_setzero_si512() }; 4])
+        unsafe {
+            let mut sums = [_mm512_setzero_si512(); 4];
+            for (part, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm512_loadu_si512(bias.add(part * 16).cast());
+            }
+            Self(sums)
+        }
     }
 
     #[inline(always)]
@@ -157,15 +160,10 @@ impl Columns for WideColumns {
     }
 
     #[inline(always)]
-    unsafe fn reals(self, bias: *const i32, scale: *const f32, to: *mut f32) {
+    unsafe fn reals(self, scale: *const f32, to: *mut f32) {
         for part in 0..4 {
             // SAFETY: above.
-            unsafe {
-                _mm512_storeu_ps(
-                    to.add(part * 16),
-                    Wide(self.0[part]).real(bias.add(part * 16), scale.add(part * 16)),
-                );
-            }
+            unsafe { _mm512_storeu_ps(to.add(part * 16), Wide(self.0[part]).real(scale.add(part * 16))) };
         }
     }
 
@@ -177,8 +175,7 @@ impl Columns for WideColumns {
             let zero = _mm512_set1_epi32(scaling.zero);
             let mut part = self.0;
             for (place, sum) in part.iter_mut().enumerate() {
-                let (bias, scale) = (scaling.bias.add(place * 16), scaling.scale.add(place * 16));
-                let real = Wide(*sum).real(bias, scale).clamp(low, high);
+                let real = Wide(*sum).real(scaling.scale.add(place * 16)).clamp(low, high);
                 *sum = _mm512_add_epi32(_mm512_cvtps_epi32(real), zero);
             }
             let packed = _mm512_packus_epi16(
@@ -240,9 +237,9 @@ impl Dots for Half {
     type Bytes = [[__m256i; 2]; 2];
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn begin(bias: *const i32) -> Self {
         // SAFETY: above.
-        Self(unsafe { _mm256_setzero_si256() })
+        Self(unsafe { _mm256_loadu_si256(bias.cast()) })
     }
 
     #[inline(always)]
@@ -278,12 +275,9 @@ impl Dots for Half {
     }
 
     #[inline(always)]
-    unsafe fn real(self, bias: *const i32, scale: *const f32) -> __m256 {
+    unsafe fn real(self, scale: *const f32) -> __m256 {
         // SAFETY: above.
-        unsafe {
-            let sum = _mm256_add_epi32(self.0, _mm256_loadu_si256(bias.cast()));
-            _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(scale))
-        }
+        unsafe { _mm256_mul_ps(_mm256_cvtepi32_ps(self.0), _mm256_loadu_ps(scale)) }
     }
 }
 
@@ -297,9 +291,9 @@ impl Columns for HalfColumns {
     type Column = [[__m256i; 2]; 2];
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn begin(bias: *const i32) -> Self {
         // SAFETY: above.
-        Self([unsafe { _mm256_setzero_si256() }; 2])
+        Self(unsafe { [_mm256_loadu_si256(bias.cast()), _mm256_loadu_si256(bias.add(8).cast())] })
     }
 
     #[inline(always)]
@@ -354,15 +348,10 @@ impl Columns for HalfColumns {
     }
 
     #[inline(always)]
-    unsafe fn reals(self, bias: *const i32, scale: *const f32, to: *mut f32) {
+    unsafe fn reals(self, scale: *const f32, to: *mut f32) {
         for part in 0..2 {
             // SAFETY: above.
-            unsafe {
-                _mm256_storeu_ps(
-                    to.add(part * 8),
-                    Half(self.0[part]).real(bias.add(part * 8), scale.add(part * 8)),
-                );
-            }
+            unsafe { _mm256_storeu_ps(to.add(part * 8), Half(self.0[part]).real(scale.add(part * 8))) };
         }
     }
 
@@ -374,8 +363,7 @@ impl Columns for HalfColumns {
             let zero = _mm256_set1_epi32(scaling.zero);
             let mut part = self.0;
             for (place, sum) in part.iter_mut().enumerate() {
-                let (bias, scale) = (scaling.bias.add(place * 8), scaling.scale.add(place * 8));
-                let real = Half(*sum).real(bias, scale).clamp(low, high);
+                let real = Half(*sum).real(scaling.scale.add(place * 8)).clamp(low, high);
                 *sum = _mm256_add_epi32(_mm256_cvtps_epi32(real), zero);
             }
             // Within each half of the register: eight channels in their order.

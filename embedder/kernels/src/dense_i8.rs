@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::bytes::{DEPTH, Dots, Reals as _, Rounding};
+use crate::bytes::{DEPTH, Dots, Reals as _, Rounding, Scaling};
 #[cfg(target_arch = "aarch64")]
 use crate::bytes_neon::{Dotted, Widened};
 use crate::bytes_portable::Sums;
@@ -75,6 +75,8 @@ pub struct DenseI8 {
     weights: Vec<Line<i8, 64>>,
     bias: Vec<Line<i32, 16>>,
     steps: Vec<Line<f32, 16>>,
+    /// The same for rounded outputs: divided by their step.
+    steps_to_bytes: Vec<Line<f32, 16>>,
 }
 
 #[derive(Debug, Clone)]
@@ -121,6 +123,8 @@ impl DenseI8 {
         let mut packed = vec![Line([0_i8; 64]); weights_at / 64];
         let mut bias = vec![Line([0_i32; 16]); lanes_at / 16];
         let mut steps = vec![Line([0_f32; 16]); lanes_at / 16];
+        let mut steps_to_bytes = steps.clone();
+        let to_bytes = rounding.map_or(1.0, |rounding| rounding.step.recip());
         let zero = i32::from(integers.zero_point) - isa.flip_offset();
         for panel in &panels {
             for (lane, channel) in panel.channels.clone().enumerate() {
@@ -139,10 +143,24 @@ impl DenseI8 {
                 flat_mut(&mut bias)[panel.lanes + lane] =
                     integers.bias[channel].wrapping_sub(zero.wrapping_mul(sum));
                 flat_mut(&mut steps)[panel.lanes + lane] = integers.steps[channel];
+                flat_mut(&mut steps_to_bytes)[panel.lanes + lane] = integers.steps[channel] * to_bytes;
             }
         }
         let edge = integers.zero_point ^ isa.flip();
-        Self { isa, channels, window, clamp, rounding, edge, depth, panels, weights: packed, bias, steps }
+        Self {
+            isa,
+            channels,
+            window,
+            clamp,
+            rounding,
+            edge,
+            depth,
+            panels,
+            weights: packed,
+            bias,
+            steps,
+            steps_to_bytes,
+        }
     }
 
     /// Input and output channels.
@@ -201,10 +219,14 @@ impl DenseI8 {
         let mut windows = vec![0; block * self.depth + COPY];
         for first in (0..pixels).step_by(block) {
             let count = block.min(pixels - first);
-            for window in 0..count {
-                let pixel = before + first + window;
-                let place = [pixel / size[1], pixel % size[1]];
-                self.copy_window(image, input, place, &mut windows[window * self.depth..]);
+            let mut to = &mut windows[..];
+            let mut pixel = before + first;
+            while pixel < before + first + count {
+                let (y, left) = (pixel / size[1], pixel % size[1]);
+                let right = (left + before + first + count - pixel).min(size[1]);
+                self.copy_windows(image, input, (y, left..right), to);
+                to = &mut to[(right - left) * self.depth..];
+                pixel += right - left;
             }
             rows = Rows { from: windows.as_ptr(), count, first, ..rows };
             // SAFETY: as many windows as were copied, and their places in the outputs.
@@ -212,8 +234,34 @@ impl DenseI8 {
         }
     }
 
-    /// Copies the values of a window to the beginning of `to`, which may be written up to [`COPY`] bytes beyond.
-    #[inline]
+    /// Copies the values of neighbouring windows of row `y` one after the other to `to`, which may be written up to [`COPY`] bytes beyond.
+    fn copy_windows(&self, image: [usize; 2], input: &[u8], (y, of): (usize, Range<usize>), to: &mut [u8]) {
+        let inputs = self.channels[0];
+        let [height, width] = self.window.kernel;
+        let (rows, top) = self.window.part(0, image[0], y);
+        let whole = self.window.inside(1, image[1], of.end);
+        let length = width * inputs;
+        for (window, x) in of.enumerate() {
+            let to = &mut to[window * self.depth..];
+            if rows.len() < height || length > COPY || !whole.contains(&x) {
+                self.copy_window(image, input, [y, x], to);
+                continue;
+            }
+            let left = x * self.window.stride[1] - self.window.before[1];
+            let mut from = (top * image[1] + left) * inputs;
+            for line in 0..height {
+                // What is written beyond is written over by the next row, or the next window.
+                if let Some(bytes) = input[from..].first_chunk::<COPY>() {
+                    to[line * length..][..COPY].copy_from_slice(bytes);
+                } else {
+                    to[line * length..][..length].copy_from_slice(&input[from..from + length]);
+                }
+                from += image[1] * inputs;
+            }
+        }
+    }
+
+    /// Copies the values of a window to the beginning of `to`.
     fn copy_window(&self, image: [usize; 2], input: &[u8], place: [usize; 2], to: &mut [u8]) {
         let inputs = self.channels[0];
         let [height, width] = self.window.kernel;
@@ -227,12 +275,7 @@ impl DenseI8 {
             let from = &input[((top + line) * image[1] + left) * inputs..];
             let to = &mut to[(y * width + columns.start) * inputs..];
             let length = columns.len() * inputs;
-            // What is written beyond is written over by the next row, or the next window.
-            if whole && length <= COPY && from.len() >= COPY {
-                to[..COPY].copy_from_slice(&from[..COPY]);
-            } else {
-                to[..length].copy_from_slice(&from[..length]);
-            }
+            to[..length].copy_from_slice(&from[..length]);
         }
     }
 
@@ -272,13 +315,16 @@ struct Rows {
     bytes: *mut u8,
 }
 
-/// Some rows of one panel.
+/// Some rows of one panel, and as many again and again.
 struct Tile {
+    times: usize,
     from: *const u8,
     depth: usize,
     weights: *const i8,
     bias: *const i32,
     steps: *const f32,
+    /// Where bytes are wanted.
+    scaling: Scaling,
     residual: *const f32,
     real: *mut f32,
     bytes: *mut u8,
@@ -287,7 +333,8 @@ struct Tile {
     /// Output channels in the last register.
     last: usize,
     clamp: Clamp,
-    rounding: Rounding,
+    /// Of the bytes.
+    step: f32,
 }
 
 type RunTile = unsafe fn(&Tile);
@@ -297,7 +344,9 @@ type Tiles = [&'static [RunTile]; REGISTERS_MAX];
 /// As [`DenseI8::multiply`]; and the processor has the instructions of the tiles, whose registers have the width of `D`.
 unsafe fn multiply<D: Dots>(dense: &DenseI8, rows: Rows, tiles: &Tiles) {
     let outputs = dense.channels[1];
-    let (weights, bias, steps) = (flat(&dense.weights), flat(&dense.bias), flat(&dense.steps));
+    let (weights, bias) = (flat(&dense.weights), flat(&dense.bias));
+    let (steps, steps_to_bytes) = (flat(&dense.steps), flat(&dense.steps_to_bytes));
+    let rounding = dense.rounding.unwrap_or(Rounding { step: 1.0, zero_point: 0 });
     let most = (BLOCK_BYTES / dense.depth).max(BLOCK_ROWS_MIN);
     let mut done = 0;
     while done < rows.count {
@@ -305,29 +354,36 @@ unsafe fn multiply<D: Dots>(dense: &DenseI8, rows: Rows, tiles: &Tiles) {
         for panel in &dense.panels {
             let run = tiles[panel.registers - 1];
             let parts = block.div_ceil(run.len());
+            // The rest is spread: some parts have a row more.
+            let (less, more) = (block / parts, block % parts);
             let mut first = done;
-            for part in 0..parts {
-                let count = block / parts + usize::from(part < block % parts);
+            for (count, times) in [(less + 1, more), (less, parts - more)] {
+                if times == 0 {
+                    continue;
+                }
                 let skip = (rows.first + first) * outputs + panel.channels.start;
-                // SAFETY: rows `first..first + count` are among the caller's; the panel's weights, bias and steps lie where it says; null
-                // stays null, for it is not dereferenced.
+                let to_bytes = &steps_to_bytes[panel.lanes..];
+                // SAFETY: rows `first..first + count * times` are among the caller's; the panel's weights, bias and steps lie where it says;
+                // null stays null, for it is not dereferenced.
                 unsafe {
                     run[count - 1](&Tile {
+                        times,
                         from: rows.from.add(first * dense.depth),
                         depth: dense.depth,
                         weights: weights[panel.weights..].as_ptr(),
                         bias: bias[panel.lanes..].as_ptr(),
                         steps: steps[panel.lanes..].as_ptr(),
+                        scaling: Scaling::new(to_bytes, dense.clamp, rounding, dense.isa.flip_offset()),
                         residual: skipped(rows.residual.cast_mut(), skip),
                         real: skipped(rows.real, skip),
                         bytes: skipped(rows.bytes, skip),
                         outputs,
                         last: panel.channels.len() - (panel.registers - 1) * D::WIDTH,
                         clamp: dense.clamp,
-                        rounding: dense.rounding.unwrap_or(Rounding { step: 1.0, zero_point: 0 }),
+                        step: rounding.step,
                     });
                 }
-                first += count;
+                first += count * times;
             }
         }
         done += block;
@@ -338,67 +394,91 @@ fn skipped<T>(pointer: *mut T, count: usize) -> *mut T {
     if pointer.is_null() { pointer } else { pointer.wrapping_add(count) }
 }
 
-/// `ROWS` rows of a panel of `REGISTERS` registers.
+/// `ROWS` rows of a panel of `REGISTERS` registers, and the next as often as the tile says. All that is not bytes alone, of whole registers,
+/// is written by `other`, which is a function of its own: what it needs would take registers from the sums.
 ///
 /// # Safety
 /// All that the tile says can be read and written; and the processor has the instructions of `D`, which the function that this
 /// is inlined into enables.
 #[inline(always)]
-unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, flip: i32) {
+unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(
+    tile: &Tile,
+    other: unsafe fn(&Tile, &[[D; REGISTERS]; ROWS], usize),
+) {
+    let only_bytes =
+        !tile.bytes.is_null() && tile.real.is_null() && tile.residual.is_null() && tile.last == D::WIDTH;
+    for part in 0..tile.times {
+        // SAFETY: the caller's, for every line.
+        unsafe {
+            let mut sums = [[D::begin(tile.bias); REGISTERS]; ROWS];
+            for sums in &mut sums {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = D::begin(tile.bias.add(r * D::WIDTH));
+                }
+            }
+            D::add(&mut sums, tile.from.add(part * ROWS * tile.depth), tile.depth, tile.weights);
+            let skip = part * ROWS * tile.outputs;
+            if only_bytes {
+                D::write(&sums, &tile.scaling, tile.bytes.add(skip), tile.outputs, D::WIDTH);
+            } else {
+                // A copy, for sums that others can reach do not stay in registers.
+                let sums = sums;
+                other(tile, &sums, skip);
+            }
+        }
+    }
+}
+
+/// Writes whatever a tile wants, `skip` values from its places.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn write<D: Dots, const ROWS: usize, const REGISTERS: usize>(
+    tile: &Tile,
+    sums: &[[D; REGISTERS]; ROWS],
+    skip: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        if tile.residual.is_null() && !tile.bytes.is_null() {
+            D::write(sums, &tile.scaling, tile.bytes.add(skip), tile.outputs, tile.last);
+        }
+        if !(tile.residual.is_null() && tile.real.is_null()) {
+            write_real(tile, sums, skip);
+        }
+    }
+}
+
+/// Writes the real numbers of a tile; and the bytes too where there is a residual, which is added first.
+///
+/// # Safety
+/// As [`tile`]; `skip` values lie between the tile's places and these.
+#[inline(always)]
+unsafe fn write_real<D: Dots, const ROWS: usize, const REGISTERS: usize>(
+    tile: &Tile,
+    sums: &[[D; REGISTERS]; ROWS],
+    skip: usize,
+) {
     // SAFETY: the caller's, for every line.
     unsafe {
-        let mut sums = [[D::zero(); REGISTERS]; ROWS];
-        let mut weights = tile.weights;
-        for value in (0..tile.depth).step_by(DEPTH) {
-            let row: [D::Weights; REGISTERS] =
-                core::array::from_fn(|r| D::weights(weights.add(r * D::WIDTH * DEPTH)));
-            for (pixel, sums) in sums.iter_mut().enumerate() {
-                let bytes = D::bytes(tile.from.add(pixel * tile.depth + value));
-                for (sum, weights) in sums.iter_mut().zip(row) {
-                    *sum = sum.dot(bytes, weights);
-                }
-            }
-            weights = weights.add(REGISTERS * D::WIDTH * DEPTH);
-        }
         let (low, high) = (D::Real::splat(tile.clamp.low), D::Real::splat(tile.clamp.high));
-        let zero = i32::from(tile.rounding.zero_point);
-        // Both limits at once, in steps: rounding keeps the order, so that a value beyond one gives what the limit itself would.
-        let step = tile.rounding.step.recip();
-        let within = Clamp { low: tile.clamp.low * step, high: tile.clamp.high * step }
-            .then(Clamp { low: -zero as f32, high: (255 - zero) as f32 });
-        let (steps, least, most) =
-            (D::Real::splat(step), D::Real::splat(within.low), D::Real::splat(within.high));
-        if !tile.bytes.is_null() && tile.real.is_null() && tile.residual.is_null() {
-            // All of them before the first is stored: then bias and steps are read once.
-            let mut scaled = [[steps; REGISTERS]; ROWS];
-            for r in 0..REGISTERS {
-                for (scaled, sums) in scaled.iter_mut().zip(sums) {
-                    let real = sums[r].real(tile.bias.add(r * D::WIDTH), tile.steps.add(r * D::WIDTH));
-                    scaled[r] = real.mul(steps).clamp(least, most);
-                }
-            }
-            for (pixel, scaled) in scaled.into_iter().enumerate() {
-                for (r, scaled) in scaled.into_iter().enumerate() {
-                    let to = tile.bytes.add(pixel * tile.outputs + r * D::WIDTH);
-                    if r + 1 < REGISTERS || tile.last == D::WIDTH {
-                        scaled.round(zero - flip, to, D::WIDTH);
-                    } else {
-                        scaled.round(zero - flip, to, tile.last);
-                    }
-                }
-            }
-            return;
-        }
-        for (pixel, sums) in sums.into_iter().enumerate() {
-            for (r, sum) in sums.into_iter().enumerate() {
-                let at = pixel * tile.outputs + r * D::WIDTH;
+        let to_bytes = D::Real::splat(tile.step.recip());
+        let (least, most) = (D::Real::splat(tile.scaling.low), D::Real::splat(tile.scaling.high));
+        for (pixel, sums) in sums.iter().enumerate() {
+            for (r, sum) in sums.iter().enumerate() {
+                let at = skip + pixel * tile.outputs + r * D::WIDTH;
                 let whole = r + 1 < REGISTERS || tile.last == D::WIDTH;
                 let count = if whole { D::WIDTH } else { tile.last };
-                let mut real = sum.real(tile.bias.add(r * D::WIDTH), tile.steps.add(r * D::WIDTH));
+                let mut real = sum.real(tile.steps.add(r * D::WIDTH));
                 if !tile.residual.is_null() {
                     let from = tile.residual.add(at);
                     real =
                         real.add(if whole { D::Real::load(from) } else { D::Real::load_first(from, count) });
+                    if !tile.bytes.is_null() {
+                        let bytes = real.mul(to_bytes).clamp(least, most);
+                        bytes.round(tile.scaling.zero, tile.bytes.add(at), count);
+                    }
                 }
                 if !tile.real.is_null() {
                     let real = real.clamp(low, high);
@@ -408,9 +488,6 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
                         real.store_first(tile.real.add(at), count);
                     }
                 }
-                if !tile.bytes.is_null() {
-                    real.mul(steps).clamp(least, most).round(zero - flip, tile.bytes.add(at), count);
-                }
             }
         }
     }
@@ -419,7 +496,7 @@ unsafe fn tile<D: Dots, const ROWS: usize, const REGISTERS: usize>(tile: &Tile, 
 /// The functions of one set of instructions: `rows` for panels of one, two and three registers, as many as leave the sums in
 /// registers.
 macro_rules! tiles {
-    ($name:ident, $sums:ty, $flip:expr, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*]) => {
+    ($name:ident, $sums:ty, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*]) => {
         mod $name {
             use super::*;
 
@@ -428,7 +505,20 @@ macro_rules! tiles {
             $(#[$attribute])?
             unsafe fn run<const ROWS: usize, const REGISTERS: usize>(part: &Tile) {
                 // SAFETY: the caller's; this function enables the instructions.
-                unsafe { tile::<$sums, ROWS, REGISTERS>(part, $flip) }
+                unsafe { tile::<$sums, ROWS, REGISTERS>(part, other::<ROWS, REGISTERS>) }
+            }
+
+            /// # Safety
+            /// As [`tile`].
+            $(#[$attribute])?
+            #[inline(never)]
+            unsafe fn other<const ROWS: usize, const REGISTERS: usize>(
+                part: &Tile,
+                sums: &[[$sums; REGISTERS]; ROWS],
+                skip: usize,
+            ) {
+                // SAFETY: the caller's; this function enables the instructions.
+                unsafe { write(part, sums, skip) }
             }
 
             pub(super) static TILES: Tiles = [&[$(run::<$one, 1>),*], &[$(run::<$two, 2>),*], &[$(run::<$three, 3>),*]];
@@ -438,16 +528,16 @@ macro_rules! tiles {
 
 // 32 registers: the sums, two of weights for each register of the panel, and a value.
 #[cfg(target_arch = "x86_64")]
-tiles!(avx512, Wide, 0, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+tiles!(avx512, Wide, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16] [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6 7]);
 // 16 registers: four of weights and four of values beside the sums.
 #[cfg(target_arch = "x86_64")]
-tiles!(avx2, Half, 0, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6] [1 2 3] [1 2]);
+tiles!(avx2, Half, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6] [1 2 3] [1 2]);
 // 32 registers, two for the sums of four channels.
 #[cfg(target_arch = "aarch64")]
-tiles!(neon, Widened, 128, #[target_feature(enable = "neon")] [1 2 3 4 5 6 7] [1 2 3 4] [1 2 3]);
+tiles!(neon, Widened, #[target_feature(enable = "neon")] [1 2 3 4 5 6 7] [1 2 3 4] [1 2 3]);
 // 32 registers.
 #[cfg(target_arch = "aarch64")]
-tiles!(neon_dot, Dotted, 128, #[target_feature(enable = "neon,dotprod")]
+tiles!(neon_dot, Dotted, #[target_feature(enable = "neon,dotprod")]
     [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6 7 8 9 10] [1 2 3 4 5 6 7]);
-tiles!(portable, Sums, 0, [1 2 3 4] [1 2] [1]);
+tiles!(portable, Sums, [1 2 3 4] [1 2] [1]);

@@ -5,17 +5,20 @@
 
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
 
+#[cfg(target_arch = "aarch64")]
+mod planes;
+
 use std::ops::Range;
 
 use crate::bytes::{Columns, Rounding, Scaling};
-#[cfg(target_arch = "aarch64")]
-use crate::bytes_neon::WidenedColumns;
 use crate::bytes_portable::Sums;
 #[cfg(target_arch = "x86_64")]
 use crate::bytes_x86::{HalfColumns, WideColumns};
 use crate::dense_i8::{Integers, Outputs};
 use crate::shape::{Line, flat, flat_mut, for_window, values};
 use crate::{Clamp, Isa, Window};
+#[cfg(target_arch = "aarch64")]
+use planes::neon;
 
 /// A convolution of bytes of each channel by itself, its weights packed for one set of instructions.
 #[derive(Debug, Clone)]
@@ -26,9 +29,9 @@ pub struct DepthwiseI8 {
     clamp: Clamp,
     rounding: Option<Rounding>,
     edge: u8,
-    /// For each group of channels, each column of the kernel, and each four of its rows: `[4][width]`, as arranged.
+    /// As the instructions want them: see [`columns`] and `planes`.
     weights: Vec<Line<i8, 64>>,
-    /// For each group of channels, in the order of the sums.
+    /// In the order of the sums.
     bias: Vec<Line<i32, 16>>,
     steps: Vec<Line<f32, 16>>,
     /// The same for rounded outputs: divided by their step.
@@ -49,64 +52,36 @@ impl DepthwiseI8 {
         rounding: Option<Rounding>,
     ) -> Self {
         let isa = isa.or_portable();
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self::pack::<WideColumns>(isa, channels, window, integers, clamp, rounding),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self::pack::<HalfColumns>(isa, channels, window, integers, clamp, rounding),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDot => {
-                Self::pack::<WidenedColumns>(isa, channels, window, integers, clamp, rounding)
-            }
-            _ => Self::pack::<Sums>(isa, channels, window, integers, clamp, rounding),
-        }
-    }
-
-    fn pack<C: Columns>(
-        isa: Isa,
-        channels: usize,
-        window: Window,
-        integers: Integers<'_>,
-        clamp: Clamp,
-        rounding: Option<Rounding>,
-    ) -> Self {
         let [height, width] = window.kernel;
         assert_eq!(integers.weights.len(), channels * height * width, "weights for every channel and pixel");
         assert!(
             integers.steps.len() == channels && integers.bias.len() == channels,
             "steps and biases of each channel"
         );
-        let groups = channels.div_ceil(C::WIDTH);
-        let fours = height.div_ceil(4);
-        let mut packed = Vec::with_capacity(groups * width * fours * 4 * C::WIDTH);
-        for group in 0..groups {
-            for (x, four) in (0..width).flat_map(|x| (0..fours).map(move |four| (x, four))) {
-                let mut weights = vec![0; 4 * C::WIDTH];
-                for (place, weight) in weights.iter_mut().enumerate() {
-                    let (y, channel) = (four * 4 + place / C::WIDTH, group * C::WIDTH + place % C::WIDTH);
-                    if y < height && channel < channels {
-                        *weight = integers.weights[(channel * height + y) * width + x];
-                    }
-                }
-                packed.extend(C::arrange(&weights));
+        let (packed, order) = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => columns::<WideColumns>(channels, &window, integers.weights),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => columns::<HalfColumns>(channels, &window, integers.weights),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot => {
+                (planes::arrange(channels, integers.weights), (0..channels).collect())
             }
-        }
+            _ => columns::<Sums>(channels, &window, integers.weights),
+        };
         let mut weights = vec![Line([0_i8; 64]); packed.len().div_ceil(64)];
         flat_mut(&mut weights)[..packed.len()].copy_from_slice(&packed);
-        let lines = (groups * C::WIDTH).div_ceil(16);
+        let lines = order.len().div_ceil(16);
         let (mut bias, mut steps) = (vec![Line([0_i32; 16]); lines], vec![Line([0_f32; 16]); lines]);
         let mut steps_to_bytes = steps.clone();
         let zero = i32::from(integers.zero_point) - isa.flip_offset();
         let to_bytes = rounding.map_or(1.0, |rounding| rounding.step.recip());
-        for place in 0..groups * C::WIDTH {
-            let channel = place / C::WIDTH * C::WIDTH + C::channel(place % C::WIDTH);
-            if channel < channels {
-                let weights = &integers.weights[channel * height * width..][..height * width];
-                let sum: i32 = weights.iter().map(|weight| i32::from(*weight)).sum();
-                flat_mut(&mut bias)[place] = integers.bias[channel].wrapping_sub(zero.wrapping_mul(sum));
-                flat_mut(&mut steps)[place] = integers.steps[channel];
-                flat_mut(&mut steps_to_bytes)[place] = integers.steps[channel] * to_bytes;
-            }
+        for (place, channel) in order.into_iter().enumerate().filter(|(_, channel)| *channel < channels) {
+            let weights = &integers.weights[channel * height * width..][..height * width];
+            let sum: i32 = weights.iter().map(|weight| i32::from(*weight)).sum();
+            flat_mut(&mut bias)[place] = integers.bias[channel].wrapping_sub(zero.wrapping_mul(sum));
+            flat_mut(&mut steps)[place] = integers.steps[channel];
+            flat_mut(&mut steps_to_bytes)[place] = integers.steps[channel] * to_bytes;
         }
         let edge = integers.zero_point ^ isa.flip();
         Self { isa, channels, window, clamp, rounding, edge, weights, bias, steps, steps_to_bytes }
@@ -157,6 +132,29 @@ impl DepthwiseI8 {
     }
 }
 
+/// Weights for each group of channels, each column of the kernel, and each four of its rows, as arranged; and the channel of each sum, in the
+/// order in which the sums lie, which goes beyond the last.
+fn columns<C: Columns>(channels: usize, window: &Window, weights: &[i8]) -> (Vec<i8>, Vec<usize>) {
+    let [height, width] = window.kernel;
+    let groups = channels.div_ceil(C::WIDTH);
+    let fours = height.div_ceil(4);
+    let mut packed = Vec::with_capacity(groups * width * fours * 4 * C::WIDTH);
+    for group in 0..groups {
+        for (x, four) in (0..width).flat_map(|x| (0..fours).map(move |four| (x, four))) {
+            let mut of_column = vec![0; 4 * C::WIDTH];
+            for (place, weight) in of_column.iter_mut().enumerate() {
+                let (y, channel) = (four * 4 + place / C::WIDTH, group * C::WIDTH + place % C::WIDTH);
+                if y < height && channel < channels {
+                    *weight = weights[(channel * height + y) * width + x];
+                }
+            }
+            packed.extend(C::arrange(&of_column));
+        }
+    }
+    let channel = |place| place / C::WIDTH * C::WIDTH + C::channel(place % C::WIDTH);
+    (packed, (0..groups * C::WIDTH).map(channel).collect())
+}
+
 struct Work<'a> {
     input: &'a [u8],
     image: [usize; 2],
@@ -193,19 +191,6 @@ unsafe fn avx2<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
 ) {
     // SAFETY: the caller's; this function enables the instructions.
     unsafe { rows::<HalfColumns, HEIGHT, WIDTH, STRIDE>(depthwise, work, 0) }
-}
-
-/// # Safety
-/// As [`rows`].
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-#[inline(never)]
-unsafe fn neon<const HEIGHT: usize, const WIDTH: usize, const STRIDE: usize>(
-    depthwise: &DepthwiseI8,
-    work: &Work<'_>,
-) {
-    // SAFETY: the caller's; this function enables the instructions.
-    unsafe { rows::<WidenedColumns, HEIGHT, WIDTH, STRIDE>(depthwise, work, 128) }
 }
 
 /// # Safety
@@ -249,19 +234,13 @@ unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE
                 unsafe {
                     let at = ((y - work.of.start) * work.width + x) * channels + channel;
                     if whole && x + PIXELS <= inside.end {
-                        let sums = C::window::<HEIGHT, WIDTH, STRIDE, PIXELS>(&part, x);
+                        let sums = part.by_columns::<C, HEIGHT, WIDTH, STRIDE, PIXELS>(x);
                         for (pixel, sums) in sums.into_iter().enumerate() {
                             part.write(sums, at + pixel * channels);
                         }
                         x += PIXELS;
-                    } else if let Some(sums) = C::at_edge::<WIDTH, STRIDE, PIXELS>(&part, x) {
-                        let count = PIXELS.min(work.width - x);
-                        for (pixel, sums) in sums.into_iter().enumerate().take(count) {
-                            part.write(sums, at + pixel * channels);
-                        }
-                        x += count;
                     } else if whole {
-                        let [sums] = C::window::<HEIGHT, WIDTH, STRIDE, 1>(&part, x);
+                        let [sums] = part.by_columns::<C, HEIGHT, WIDTH, STRIDE, 1>(x);
                         part.write(sums, at);
                         x += 1;
                     } else {
@@ -275,7 +254,7 @@ unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE
 }
 
 /// Some channels of a row of the output.
-pub(crate) struct Part<'a, 'w> {
+struct Part<'a, 'w> {
     depthwise: &'a DepthwiseI8,
     work: &'a Work<'w>,
     /// The row of the image at which its windows begin; negative above the image.
@@ -290,68 +269,34 @@ pub(crate) struct Part<'a, 'w> {
 impl DepthwiseI8 {
     /// What makes bytes of the sums of the channels from `channel` on.
     fn scaling(&self, channel: usize, flip: i32) -> Option<Scaling> {
-        let rounding = self.rounding?;
-        let zero = i32::from(rounding.zero_point);
-        let (least, most) = (-zero as f32, (255 - zero) as f32);
-        Some(Scaling {
-            bias: flat(&self.bias)[channel..].as_ptr(),
-            scale: flat(&self.steps_to_bytes)[channel..].as_ptr(),
-            low: (self.clamp.low / rounding.step).clamp(least, most),
-            high: (self.clamp.high / rounding.step).clamp(least, most),
-            zero: zero - flip,
-        })
-    }
-}
-
-/// What a way that is an instruction set's own asks.
-#[cfg(target_arch = "aarch64")]
-impl Part<'_, '_> {
-    /// How many channels there are.
-    #[inline(always)]
-    pub(crate) const fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Rows of the kernel.
-    #[inline(always)]
-    pub(crate) const fn height(&self) -> usize {
-        self.depthwise.window.kernel[0]
-    }
-
-    /// The first byte that row `row` of the window at `x` looks at, and how far the next pixel is: a row beyond the edge is one pixel,
-    /// again and again.
-    #[inline(always)]
-    pub(crate) fn row<const STRIDE: usize>(&self, row: usize, x: usize) -> (*const u8, usize) {
-        let left = x * STRIDE - self.depthwise.window.before[1];
-        let y = self.top + row as isize;
-        let inside = y >= 0 && (y as usize) < self.work.image[0];
-        (self.pixel(row, Some(left)), if inside { self.depthwise.channels } else { 0 })
-    }
-
-    /// The first weight of a row of the kernel, and how far the next is, where weights lie as they are numbered.
-    #[inline(always)]
-    pub(crate) fn row_weights<C: Columns>(&self, row: usize) -> (*const i8, usize) {
-        let fours = self.depthwise.window.kernel[0].div_ceil(4);
-        (self.weights::<C>(0, row / 4).wrapping_add(row % 4 * C::WIDTH), fours * 4 * C::WIDTH)
+        Some(Scaling::new(&flat(&self.steps_to_bytes)[channel..], self.clamp, self.rounding?, flip))
     }
 }
 
 impl Part<'_, '_> {
     /// The column of the image at a column of the padded image; `None` beyond the edge.
     #[inline(always)]
-    pub(crate) fn column(&self, padded: usize) -> Option<usize> {
+    fn column(&self, padded: usize) -> Option<usize> {
         padded.checked_sub(self.depthwise.window.before[1]).filter(|x| *x < self.work.image[1])
     }
 
     /// The byte of the part's first channel at a row of the kernel and a column of the image; `None` for zeros.
     #[inline(always)]
-    pub(crate) fn pixel(&self, row: usize, column: Option<usize>) -> *const u8 {
+    fn pixel(&self, row: usize, column: Option<usize>) -> *const u8 {
         let y = usize::try_from(self.top + row as isize).ok().filter(|y| *y < self.work.image[0]);
         let (from, place) = match (y, column) {
             (Some(y), Some(x)) => (self.work.input, (y * self.work.image[1] + x) * self.depthwise.channels),
             _ => (self.work.edge, 0),
         };
         from.as_ptr().wrapping_add(place + self.channel)
+    }
+
+    /// # Safety
+    /// The processor has the instructions of `C`.
+    #[inline(always)]
+    unsafe fn begin<C: Columns>(&self) -> C {
+        // SAFETY: the caller's; biases are padded to whole groups.
+        unsafe { C::begin(flat(&self.depthwise.bias)[self.channel..].as_ptr()) }
     }
 
     /// Weights of a column of the kernel, for each four of its rows.
@@ -368,7 +313,7 @@ impl Part<'_, '_> {
     /// # Safety
     /// They do; and the processor has the instructions of `C`.
     #[inline(always)]
-    pub(crate) unsafe fn by_columns<
+    unsafe fn by_columns<
         C: Columns,
         const HEIGHT: usize,
         const WIDTH: usize,
@@ -380,7 +325,7 @@ impl Part<'_, '_> {
     ) -> [C; PIXELS] {
         // SAFETY: the caller's, for every line.
         unsafe {
-            let mut sums = [C::zero(); PIXELS];
+            let mut sums = [self.begin(); PIXELS];
             let left = x * STRIDE - self.depthwise.window.before[1];
             let channels = self.depthwise.channels;
             let mut rows = [core::ptr::null(); HEIGHT];
@@ -454,7 +399,7 @@ impl Part<'_, '_> {
         let [height, width] = window.kernel;
         // SAFETY: the caller's, for every line.
         unsafe {
-            let mut sums = C::zero();
+            let mut sums: C = self.begin();
             for column in 0..width {
                 let at = self.column(x * window.stride[1] + column);
                 for four in 0..height.div_ceil(4) {
@@ -478,7 +423,6 @@ impl Part<'_, '_> {
     #[inline(always)]
     unsafe fn write<C: Columns>(&self, sums: C, at: usize) {
         let depthwise = self.depthwise;
-        let bias = flat(&depthwise.bias)[self.channel..].as_ptr();
         // SAFETY: the caller's.
         unsafe {
             if let (false, Some(scaling)) = (self.work.bytes.is_null(), &self.scaling) {
@@ -486,7 +430,7 @@ impl Part<'_, '_> {
             }
             if !self.work.real.is_null() {
                 let mut reals = [0.0; 64];
-                sums.reals(bias, flat(&depthwise.steps)[self.channel..].as_ptr(), reals.as_mut_ptr());
+                sums.reals(flat(&depthwise.steps)[self.channel..].as_ptr(), reals.as_mut_ptr());
                 for (place, value) in reals.into_iter().enumerate().take(C::WIDTH) {
                     let channel = C::channel(place);
                     if channel < self.count {
