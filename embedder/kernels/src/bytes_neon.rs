@@ -113,7 +113,7 @@ unsafe fn write<const ROWS: usize, const REGISTERS: usize>(
     outputs: usize,
     last: usize,
 ) {
-    const { assert!(REGISTERS >= 1 && REGISTERS <= 3) };
+    const { assert!(REGISTERS >= 1 && REGISTERS <= 4) };
     // SAFETY: above; bytes are copied only as far as they are wanted.
     unsafe {
         let narrow = NarrowTo::new(scaling);
@@ -127,9 +127,11 @@ unsafe fn write<const ROWS: usize, const REGISTERS: usize>(
                 *real = vmulq_f32(vcvtq_f32_s32(sum), scale);
             }
             let to = to.add(pixel * outputs);
-            let bytes = if REGISTERS == 3 {
-                // What is in the last register is not written.
-                reals[3] = reals[2];
+            let bytes = if REGISTERS >= 3 {
+                if REGISTERS == 3 {
+                    // It is not written.
+                    reals[3] = reals[2];
+                }
                 narrow.sixteen(reals)
             } else {
                 if REGISTERS == 1 {
@@ -143,6 +145,7 @@ unsafe fn write<const ROWS: usize, const REGISTERS: usize>(
                 match REGISTERS {
                     1 => to.cast::<u32>().write_unaligned(vgetq_lane_u32::<0>(words)),
                     2 => vst1_s8(to.cast(), vget_low_s8(bytes)),
+                    4 => vst1q_s8(to.cast(), bytes),
                     _ => {
                         vst1_s8(to.cast(), vget_low_s8(bytes));
                         to.add(8).cast::<u32>().write_unaligned(vgetq_lane_u32::<2>(words));

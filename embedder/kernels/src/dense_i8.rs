@@ -25,7 +25,11 @@ const BLOCK_BYTES: usize = 64 << 10;
 const BLOCK_ROWS_MIN: usize = 64;
 
 /// Registers in a panel, at most.
-const REGISTERS_MAX: usize = 3;
+const REGISTERS_MAX: usize = 4;
+
+/// Values of a window up to which [`Isa::Neon`] has panels of four registers: they take more loads than three, but fewer instructions
+/// from sums to bytes.
+const SHALLOW: usize = 40;
 
 /// Weights of a convolution of bytes.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +117,12 @@ impl DenseI8 {
         let width = isa.dot_width();
         let depth = (inputs * taps).next_multiple_of(DEPTH);
         let (mut panels, mut weights_at, mut lanes_at, mut channel) = (Vec::new(), 0, 0, 0);
-        for registers in panel_widths(outputs.div_ceil(width), REGISTERS_MAX) {
+        let most = match isa {
+            Isa::NeonDot => 4,
+            Isa::Neon if depth <= SHALLOW => 4,
+            _ => 3,
+        };
+        for registers in panel_widths(outputs.div_ceil(width), most) {
             let end = (channel + registers * width).min(outputs);
             panels.push(Panel { channels: channel..end, registers, weights: weights_at, lanes: lanes_at });
             weights_at += (registers * width * depth).next_multiple_of(64);
@@ -239,25 +248,40 @@ impl DenseI8 {
         let inputs = self.channels[0];
         let [height, width] = self.window.kernel;
         let (rows, top) = self.window.part(0, image[0], y);
-        let whole = self.window.inside(1, image[1], of.end);
-        let length = width * inputs;
-        for (window, x) in of.enumerate() {
-            let to = &mut to[window * self.depth..];
-            if rows.len() < height || length > COPY || !whole.contains(&x) {
-                self.copy_window(image, input, [y, x], to);
-                continue;
-            }
-            let left = x * self.window.stride[1] - self.window.before[1];
-            let mut from = (top * image[1] + left) * inputs;
-            for line in 0..height {
-                // What is written beyond is written over by the next row, or the next window.
-                if let Some(bytes) = input[from..].first_chunk::<COPY>() {
-                    to[line * length..][..COPY].copy_from_slice(bytes);
-                } else {
-                    to[line * length..][..length].copy_from_slice(&input[from..from + length]);
+        let inside = self.window.inside(1, image[1], of.end);
+        let [stride, before] = [self.window.stride[1], self.window.before[1]];
+        let (line, length) = (image[1] * inputs, width * inputs);
+        let whole = if rows.len() == height && length <= COPY {
+            inside.start.max(of.start)..inside.end.min(of.end)
+        } else {
+            of.end..of.end
+        };
+        // The last windows may be too near to the end of the image, or of the copies, for steps of 16 bytes.
+        let fits = |x: usize| {
+            let from = (top + height - 1) * line + (x * stride - before) * inputs + COPY;
+            let copy = (x - of.start) * self.depth + (height - 1) * length + COPY;
+            from <= input.len() && copy <= to.len()
+        };
+        let end = whole.clone().rev().find(|x| fits(*x)).map_or(whole.start, |x| x + 1);
+        for x in of.start..whole.start.min(of.end) {
+            self.copy_window(image, input, [y, x], &mut to[(x - of.start) * self.depth..]);
+        }
+        if whole.start < end {
+            let first = top * line + (whole.start * stride - before) * inputs;
+            let mut from = input[first..].as_ptr();
+            let mut copy = to[(whole.start - of.start) * self.depth..].as_mut_ptr();
+            for _ in whole.start..end {
+                for y in 0..height {
+                    // SAFETY: the last window's last row fits, and windows and rows follow one another; input and copies are different slices.
+                    // What is written beyond a row is written over by the next, or the next window.
+                    unsafe { copy.add(y * length).copy_from_nonoverlapping(from.add(y * line), COPY) };
                 }
-                from += image[1] * inputs;
+                from = from.wrapping_add(stride * inputs);
+                copy = copy.wrapping_add(self.depth);
             }
+        }
+        for x in end.max(whole.start)..of.end {
+            self.copy_window(image, input, [y, x], &mut to[(x - of.start) * self.depth..]);
         }
     }
 
@@ -493,10 +517,10 @@ unsafe fn write_real<D: Dots, const ROWS: usize, const REGISTERS: usize>(
     }
 }
 
-/// The functions of one set of instructions: `rows` for panels of one, two and three registers, as many as leave the sums in
-/// registers.
+/// The functions of one set of instructions: `rows` for panels of one to four registers, as many as leave the sums in registers; none for
+/// widths that it does not have.
 macro_rules! tiles {
-    ($name:ident, $sums:ty, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*]) => {
+    ($name:ident, $sums:ty, $(#[$attribute:meta])? [$($one:literal)*] [$($two:literal)*] [$($three:literal)*] [$($four:literal)*]) => {
         mod $name {
             use super::*;
 
@@ -521,7 +545,7 @@ macro_rules! tiles {
                 unsafe { write(part, sums, skip) }
             }
 
-            pub(super) static TILES: Tiles = [&[$(run::<$one, 1>),*], &[$(run::<$two, 2>),*], &[$(run::<$three, 3>),*]];
+            pub(super) static TILES: Tiles = [&[$(run::<$one, 1>),*], &[$(run::<$two, 2>),*], &[$(run::<$three, 3>),*], &[$(run::<$four, 4>),*]];
         }
     };
 }
@@ -529,15 +553,15 @@ macro_rules! tiles {
 // 32 registers: the sums, two of weights for each register of the panel, and a value.
 #[cfg(target_arch = "x86_64")]
 tiles!(avx512, Wide, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16] [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6 7]);
+    [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16] [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6 7] []);
 // 16 registers: four of weights and four of values beside the sums.
 #[cfg(target_arch = "x86_64")]
-tiles!(avx2, Half, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6] [1 2 3] [1 2]);
+tiles!(avx2, Half, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6] [1 2 3] [1 2] []);
 // 32 registers, two for the sums of four channels.
 #[cfg(target_arch = "aarch64")]
-tiles!(neon, Widened, #[target_feature(enable = "neon")] [1 2 3 4 5 6 7] [1 2 3 4] [1 2 3]);
+tiles!(neon, Widened, #[target_feature(enable = "neon")] [1 2 3 4 5 6 7] [1 2 3 4] [1 2 3] [1 2]);
 // 32 registers.
 #[cfg(target_arch = "aarch64")]
 tiles!(neon_dot, Dotted, #[target_feature(enable = "neon,dotprod")]
-    [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6 7 8 9 10] [1 2 3 4 5 6 7]);
-tiles!(portable, Sums, [1 2 3 4] [1 2] [1]);
+    [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6 7 8 9 10] [1 2 3 4 5 6 7] [1 2 3 4 5]);
+tiles!(portable, Sums, [1 2 3 4] [1 2] [1] []);
