@@ -27,6 +27,10 @@ const TOP_K: u16 = 10;
 /// The largest packet that a device takes, in bytes: a long reply is a tenth of it.
 const PACKET_BYTES_MAX: u32 = 256 << 10;
 
+/// Queries of one device that the broker has not acknowledged. The client has memory for as many from the start: without a limit 6 MB,
+/// and a thousand devices more than many machines have.
+const UNACKNOWLEDGED_MAX: u16 = 256;
+
 /// What became of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -215,7 +219,8 @@ impl Fleet {
             options
                 .set_network_options(network)
                 .set_keep_alive(60)
-                .set_max_packet_size(Some(PACKET_BYTES_MAX));
+                .set_max_packet_size(Some(PACKET_BYTES_MAX))
+                .set_outgoing_inflight_upper_limit(UNACKNOWLEDGED_MAX);
             let (client, mut events) = AsyncClient::builder(options).capacity(16).build();
             let (ledger, ready) = (fleet.ledger.clone(), ready.clone());
             let (own, reply) = (client.clone(), DeviceTopic::Reply.of(&device).as_str().to_owned());

@@ -41,6 +41,9 @@ const CONTENT_TYPE: &str = "application/cbor";
 /// Topic and properties that a reply carries beside its payload.
 const PACKET_OVERHEAD_BYTES_MAX: u32 = 2048;
 
+/// Messages that the broker has not acknowledged. The client has memory for as many from the start, 6 MB for all that MQTT allows.
+const UNACKNOWLEDGED_MAX: u16 = 256;
+
 const KEEP_ALIVE_S: u16 = 30;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
@@ -465,6 +468,7 @@ fn options(
         .set_keep_alive(KEEP_ALIVE_S)
         .set_clean_start(true)
         .set_connect_timeout(CONNECT_TIMEOUT)
+        .set_outgoing_inflight_upper_limit(UNACKNOWLEDGED_MAX)
         .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(
             MESSAGE_BYTES_MAX as u32 + PACKET_OVERHEAD_BYTES_MAX,
         ));
