@@ -300,6 +300,11 @@ impl<P, const N: usize> QueryClient<P, N> {
         self.find(id).map(|place| &self.in_flight[place].payload)
     }
 
+    /// The queries in flight, in order of submission.
+    pub fn queries(&self) -> impl Iterator<Item = (QueryId, &P)> {
+        self.in_flight.iter().map(|entry| (entry.id, &entry.payload))
+    }
+
     /// Queries in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

@@ -31,6 +31,11 @@ impl<T, const N: usize> Outbox<T, N> {
         self.entries.pop_front()
     }
 
+    /// The entries, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter()
+    }
+
     /// Entries waiting.
     pub fn len(&self) -> usize {
         self.entries.len()

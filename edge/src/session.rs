@@ -66,13 +66,16 @@ pub struct Session<U, C, P, const N: usize, const OUTBOX: usize> {
     client: QueryClient<P, N>,
     outbox: Outbox<(QueryId, P), OUTBOX>,
     announce: bool,
+    /// Queries that wait somewhere else.
+    elsewhere: usize,
 }
 
 impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> Session<U, C, P, N, OUTBOX> {
     /// A session over an uplink that is not connected yet. `announce` says whether the device presents itself by a
     /// status: a one-shot query has none.
     pub const fn new(uplink: U, clock: C, patience: Patience, jitter: Jitter, announce: bool) -> Self {
-        Self { uplink, clock, client: QueryClient::new(patience, jitter), outbox: Outbox::new(), announce }
+        let client = QueryClient::new(patience, jitter);
+        Self { uplink, clock, client, outbox: Outbox::new(), announce, elsewhere: 0 }
     }
 
     /// Takes a query; returns the one that had to be dropped for it, the oldest of the outbox.
@@ -126,7 +129,7 @@ impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> S
             Received::Connected => {
                 self.client.connected();
                 if self.announce
-                    && let Err(error) = self.uplink.announce(self.outbox.len())
+                    && let Err(error) = self.uplink.announce(self.outbox.len() + self.elsewhere)
                 {
                     return Some(Event::NotSent(error));
                 }
@@ -161,6 +164,16 @@ impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> S
     /// Queries without an outcome, in flight or waiting.
     pub fn unanswered(&self) -> usize {
         self.client.in_flight() + self.outbox.len()
+    }
+
+    /// Queries without an outcome, oldest first.
+    pub fn queries(&self) -> impl Iterator<Item = (QueryId, &P)> {
+        self.client.queries().chain(self.outbox.iter().map(|(id, payload)| (*id, payload)))
+    }
+
+    /// How many queries wait somewhere else, on a disk say: the device tells its server of them too.
+    pub const fn wait_elsewhere(&mut self, count: usize) {
+        self.elsewhere = count;
     }
 
     /// Queries waiting in the outbox.

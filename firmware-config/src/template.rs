@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use glimpse_protocol::device::{CameraSource, Device, Security, ServerAddress, Updates};
+use glimpse_protocol::device::{CameraSource, Device, Outbox, Security, ServerAddress, Updates};
 use glimpse_protocol::{Codec, DeviceId};
 
 /// What a new file says.
@@ -32,6 +32,8 @@ pub struct Settings<'a> {
     pub security: &'a Security,
     /// How the device takes new query networks, if it does.
     pub updates: Option<&'a Updates>,
+    /// Where queries wait for their answers; `None`: in memory.
+    pub outbox: Option<&'a Outbox>,
 }
 
 /// The file.
@@ -138,6 +140,31 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             ),
             is_set: settings.updates.is_some(),
         },
+        Entry {
+            comment: "A folder that the device can write, where queries wait for their answers: through a network that is away, a \
+                      restart, and a plug that is pulled. Without it they wait in memory.",
+            line: assignment(
+                "outbox",
+                example_or("/var/lib/glimpse/outbox", settings.outbox.map(|it| it.folder.as_path()))?,
+            ),
+            is_set: settings.outbox.is_some(),
+        },
+        Entry {
+            comment: "What it may take, in megabytes; the oldest queries are dropped for new ones.",
+            line: assignment(
+                "outbox_mb",
+                settings.outbox.map_or(Device::OUTBOX_MB_DEFAULT, |it| it.megabytes).to_string(),
+            ),
+            is_set: settings.outbox.is_some_and(|it| it.megabytes != Device::OUTBOX_MB_DEFAULT),
+        },
+        Entry {
+            comment: "How long a query may wait there, in hours.",
+            line: assignment(
+                "outbox_hours",
+                settings.outbox.map_or(Device::OUTBOX_HOURS_DEFAULT, |it| it.hours).to_string(),
+            ),
+            is_set: settings.outbox.is_some_and(|it| it.hours != Device::OUTBOX_HOURS_DEFAULT),
+        },
     ];
     let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
                 # runs it. Relative paths are taken from the folder of this file.\n";
@@ -215,6 +242,7 @@ mod tests {
             timeout,
             security,
             updates,
+            outbox: None,
         }
     }
 
@@ -245,6 +273,7 @@ mod tests {
             identity: Some((strange.into(), "k".into())),
         };
         let updates = Updates { state: "s \" 1".into(), key: ModelKey::from_bytes([0xa5; 32]) };
+        let outbox = Outbox { folder: "o \" 1".into(), megabytes: 4, hours: 5 };
         let name = DeviceId::new("door-1").unwrap();
         let settings = Settings {
             device: Some(&name),
@@ -255,6 +284,7 @@ mod tests {
             timeout: Duration::from_millis(2500),
             security: &security,
             updates: Some(&updates),
+            outbox: Some(&outbox),
             ..settings(&server, &camera, Path::new(strange))
         };
         let (_, device) = check(&settings);
@@ -267,5 +297,6 @@ mod tests {
         assert_eq!(device.codebook.as_deref(), Some(Path::new(strange)));
         assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
         assert_eq!((device.security, device.updates), (security, Some(updates)));
+        assert_eq!(device.outbox, Some(outbox));
     }
 }

@@ -21,7 +21,7 @@ use toml::de::{DeTable, DeValue};
 use crate::{Codec, DeviceId, ModelKey, TOP_K_MAX};
 
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 18] = [
     "device",
     "server",
     "camera",
@@ -37,6 +37,9 @@ pub const KEYS: [&str; 15] = [
     "key",
     "state",
     "model_key",
+    "outbox",
+    "outbox_mb",
+    "outbox_hours",
 ];
 
 /// The port of MQTT without TLS, where an address names none.
@@ -50,6 +53,15 @@ const TLS_SCHEME: &str = "mqtts://";
 
 /// The largest `timeout`.
 pub const TIMEOUT_MAX: Duration = Duration::from_hours(1);
+
+/// `outbox_mb` at least: some messages of the largest size.
+pub const OUTBOX_MB_MIN: u16 = 4;
+
+/// `outbox_mb` at most: the outbox is read as a whole when the device starts.
+pub const OUTBOX_MB_MAX: u16 = 512;
+
+/// `outbox_hours` at most: a year.
+pub const OUTBOX_HOURS_MAX: u16 = 8784;
 
 /// One thing that is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +150,12 @@ pub enum ValueError {
     /// A number of matches.
     #[error("expected a whole number from 1 to {TOP_K_MAX}")]
     TopK,
+    /// What an outbox may take.
+    #[error("expected a whole number of megabytes from {OUTBOX_MB_MIN} to {OUTBOX_MB_MAX}")]
+    OutboxMb,
+    /// How long a query may wait in an outbox.
+    #[error("expected a whole number of hours from 1 to {OUTBOX_HOURS_MAX}")]
+    OutboxHours,
 }
 
 impl FromStr for ServerAddress {
@@ -223,6 +241,44 @@ pub fn seconds_of_text(text: &str) -> Result<Duration, ValueError> {
     text.parse().map_or(Err(ValueError::Seconds), seconds)
 }
 
+/// How many megabytes an outbox may take.
+///
+/// # Errors
+/// [`ValueError::OutboxMb`].
+pub fn outbox_mb(value: i64) -> Result<u16, ValueError> {
+    match u16::try_from(value) {
+        Ok(value) if (OUTBOX_MB_MIN..=OUTBOX_MB_MAX).contains(&value) => Ok(value),
+        _ => Err(ValueError::OutboxMb),
+    }
+}
+
+/// [`outbox_mb`] of a command line.
+///
+/// # Errors
+/// [`ValueError::OutboxMb`].
+pub fn outbox_mb_of_text(text: &str) -> Result<u16, ValueError> {
+    text.parse().map_or(Err(ValueError::OutboxMb), outbox_mb)
+}
+
+/// How many hours a query may wait in an outbox.
+///
+/// # Errors
+/// [`ValueError::OutboxHours`].
+pub fn outbox_hours(value: i64) -> Result<u16, ValueError> {
+    match u16::try_from(value) {
+        Ok(value) if (1..=OUTBOX_HOURS_MAX).contains(&value) => Ok(value),
+        _ => Err(ValueError::OutboxHours),
+    }
+}
+
+/// [`outbox_hours`] of a command line.
+///
+/// # Errors
+/// [`ValueError::OutboxHours`].
+pub fn outbox_hours_of_text(text: &str) -> Result<u16, ValueError> {
+    text.parse().map_or(Err(ValueError::OutboxHours), outbox_hours)
+}
+
 /// [`top_k`] of a command line.
 ///
 /// # Errors
@@ -264,6 +320,12 @@ pub struct RawDevice {
     pub state: Option<PathBuf>,
     /// `model_key`: who may give it networks.
     pub model_key: Option<ModelKey>,
+    /// `outbox`: where queries wait for their answers.
+    pub outbox: Option<PathBuf>,
+    /// `outbox_mb`: what it may take, in megabytes.
+    pub outbox_mb: Option<u16>,
+    /// `outbox_hours`: how long a query may wait there.
+    pub outbox_hours: Option<u16>,
     /// The line of each key that came from a file.
     lines: BTreeMap<&'static str, usize>,
 }
@@ -286,6 +348,17 @@ pub struct Updates {
     pub state: PathBuf,
     /// Only networks that this key signed are taken.
     pub key: ModelKey,
+}
+
+/// Where queries wait for their answers, across restarts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbox {
+    /// A folder that the device can write.
+    pub folder: PathBuf,
+    /// What it may take, in megabytes.
+    pub megabytes: u16,
+    /// How long a query may wait there, in hours.
+    pub hours: u16,
 }
 
 /// A device whose description holds together.
@@ -314,6 +387,8 @@ pub struct Device {
     pub security: Security,
     /// How it takes new query networks; `None`: it runs the one that is named here.
     pub updates: Option<Updates>,
+    /// Where queries wait for their answers; `None`: in memory.
+    pub outbox: Option<Outbox>,
 }
 
 impl Device {
@@ -321,6 +396,10 @@ impl Device {
     pub const CODEC_DEFAULT: Codec = Codec::I8;
     /// The matches where no number is named.
     pub const TOP_K_DEFAULT: u16 = 10;
+    /// What an outbox may take where nothing is said, in megabytes: a hundred thousand queries of the codec i8.
+    pub const OUTBOX_MB_DEFAULT: u16 = 64;
+    /// How long a query may wait where nothing is said, in hours.
+    pub const OUTBOX_HOURS_DEFAULT: u16 = 72;
     /// The timeout where none is named.
     pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 }
@@ -381,6 +460,18 @@ impl RawDevice {
             "key" => self.key = Some(path()?),
             "state" => self.state = Some(path()?),
             "model_key" => self.model_key = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "outbox" => self.outbox = Some(path()?),
+            "outbox_mb" => {
+                self.outbox_mb =
+                    Some(integer(value).map_or(Err(ValueError::OutboxMb), outbox_mb).map_err(|e| wrong(&e))?);
+            }
+            "outbox_hours" => {
+                self.outbox_hours = Some(
+                    integer(value)
+                        .map_or(Err(ValueError::OutboxHours), outbox_hours)
+                        .map_err(|e| wrong(&e))?,
+                );
+            }
             _ => {
                 self.timeout =
                     Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?);
@@ -413,6 +504,9 @@ impl RawDevice {
             key: self.key.or(below.key),
             state: self.state.or(below.state),
             model_key: self.model_key.or(below.model_key),
+            outbox: self.outbox.or(below.outbox),
+            outbox_mb: self.outbox_mb.or(below.outbox_mb),
+            outbox_hours: self.outbox_hours.or(below.outbox_hours),
             lines: below.lines,
         }
     }
@@ -460,6 +554,15 @@ impl RawDevice {
                 None
             }
         };
+        if self.outbox.is_none() && !self.lines.contains_key("outbox") {
+            let settings =
+                [("outbox_mb", self.outbox_mb.is_some()), ("outbox_hours", self.outbox_hours.is_some())];
+            for (key, _) in settings.into_iter().filter(|(_, is_there)| *is_there) {
+                problems.push(
+                    self.problem(key, "is about a folder where queries wait: write outbox = \"DIR\" too"),
+                );
+            }
+        }
         match (self.server, self.camera) {
             (Some(server), Some(camera)) if problems.is_empty() => Ok(Device {
                 name: self.device,
@@ -473,6 +576,11 @@ impl RawDevice {
                 timeout: self.timeout.unwrap_or(Device::TIMEOUT_DEFAULT),
                 security,
                 updates,
+                outbox: self.outbox.map(|folder| Outbox {
+                    folder,
+                    megabytes: self.outbox_mb.unwrap_or(Device::OUTBOX_MB_DEFAULT),
+                    hours: self.outbox_hours.unwrap_or(Device::OUTBOX_HOURS_DEFAULT),
+                }),
             }),
             _ => Err(Problems(problems)),
         }
@@ -572,7 +680,8 @@ mod tests {
     const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\nbundle = '/opt/b'\n\
                          model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n\
                          password_file = '/run/secret'\nca = 'ca.pem'\ncertificate = 'door-1.pem'\nkey = 'door-1.key'\nstate = '/var/lib/glimpse'\n\
-                         model_key = '000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'\n";
+                         model_key = '000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'\n\
+                         outbox = 'outbox'\noutbox_mb = 32\noutbox_hours = 24\n";
 
     #[test]
     fn reads_every_key() {
@@ -593,6 +702,7 @@ mod tests {
         assert_eq!(device.security.identity, Some((file("door-1.pem"), file("door-1.key"))));
         let key = ModelKey::from_bytes(core::array::from_fn(|place| place as u8));
         assert_eq!(device.updates, Some(Updates { state: "/var/lib/glimpse".into(), key }));
+        assert_eq!(device.outbox, Some(Outbox { folder: file("outbox"), megabytes: 32, hours: 24 }));
         let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(keys, KEYS);
     }
@@ -615,7 +725,7 @@ mod tests {
                 "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, \
                  or mqtts://HOST:PORT for TLS",
                 "line 5: thing: unknown key: the keys are device, server, camera, bundle, model, codebook, codec, \
-                 top_k, timeout, password_file, ca, certificate, key, state, model_key",
+                 top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours",
                 "line 6: camera: expected folder:DIR, a folder whose photos are taken in the order of their names",
                 "line 7: top_k: expected a whole number from 1 to 100",
                 "line 8: codec: expected text in quotation marks",
@@ -685,6 +795,26 @@ mod tests {
             ),
             ("model_key = 'secret'", "line 4: model_key: expected 64 hexadecimal digits"),
             ("state = 's'\nmodel_key = '00'", "line 5: model_key: expected 64 hexadecimal digits"),
+        ] {
+            check_problems(&format!("{head}{more}"), &[expected]);
+        }
+    }
+
+    #[test]
+    fn an_outbox_has_a_folder_and_bounds() {
+        let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
+        let outbox = read(&format!("{head}outbox = '/var/lib/glimpse/outbox'")).unwrap().outbox.unwrap();
+        assert_eq!((outbox.megabytes, outbox.hours), (64, 72));
+        for (more, expected) in [
+            (
+                "outbox_hours = 5",
+                "line 4: outbox_hours: is about a folder where queries wait: write outbox = \"DIR\" too",
+            ),
+            ("outbox_mb = 3", "line 4: outbox_mb: expected a whole number of megabytes from 4 to 512"),
+            (
+                "outbox = 'o'\noutbox_hours = 1.5",
+                "line 5: outbox_hours: expected a whole number of hours from 1 to 8784",
+            ),
         ] {
             check_problems(&format!("{head}{more}"), &[expected]);
         }

@@ -50,6 +50,21 @@ impl Device {
         let line = self.lines.recv_timeout(time).context("no answer in time")?;
         serde_json::from_str(&line).with_context(|| format!("not an answer: {line}"))
     }
+
+    /// Kills it, and returns the answers that it had still given.
+    ///
+    /// # Errors
+    /// Where one is none.
+    pub fn kill(mut self) -> anyhow::Result<Vec<Answer>> {
+        self.process.kill()?;
+        self.process.wait()?;
+        let mut answers = Vec::new();
+        // Its output ends with it.
+        while let Ok(line) = self.lines.recv_timeout(WAIT) {
+            answers.push(serde_json::from_str(&line).with_context(|| format!("not an answer: {line}"))?);
+        }
+        Ok(answers)
+    }
 }
 
 impl Drop for Device {

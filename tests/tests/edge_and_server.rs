@@ -141,6 +141,71 @@ fn a_device_that_runs_on_asks_again_after_the_server_was_killed_and_restarted() 
     }
 }
 
+/// Queries of an outbox folder that have not been removed from it.
+fn queries_in(outbox: &Path) -> usize {
+    let files = std::fs::read_dir(outbox).into_iter().flatten().flatten();
+    let bytes: Vec<u8> = files.filter_map(|file| std::fs::read(file.path()).ok()).flatten().collect();
+    bytes.windows(4).filter(|name| name == b".jpg").count()
+}
+
+#[test]
+fn queries_outlive_a_device_that_is_killed_and_each_is_answered_once() {
+    let fixture = Fixture::ingested().unwrap();
+    let address = fixture.serve().unwrap().address().unwrap().to_owned();
+    let (outbox, camera, empty) = (fixture.path("outbox"), fixture.path("camera"), fixture.path("empty"));
+    std::fs::create_dir(&camera).unwrap();
+    std::fs::create_dir(&empty).unwrap();
+    for (number, query) in fixture.queries.iter().enumerate() {
+        std::fs::copy(workspace::root().join(&query.photo), camera.join(format!("{number:02}.jpg"))).unwrap();
+    }
+    let start = |camera: &Path| {
+        let mut command = fixture.programs.edge();
+        command.args(["run", "--json", "--server", &address, "--device", "cam-1"]);
+        command.arg("--camera").arg(format!("folder:{}", camera.display()));
+        command.arg("--bundle").arg(workspace::bundle()).arg("--outbox").arg(&outbox);
+        Device::start(command, &fixture.path("edge.log")).unwrap()
+    };
+    // The server is away.
+    let device = start(&camera);
+    let wait_for = |count: usize| {
+        let started = Instant::now();
+        while queries_in(&outbox) != count {
+            assert!(
+                started.elapsed() < WAIT,
+                "{} queries are in the outbox, not {count}",
+                queries_in(&outbox)
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait_for(PHOTOS);
+    assert!(device.kill().unwrap().is_empty());
+    let log = fixture.path("second.log");
+    let _server =
+        Server::start_at(&address, &fixture.programs, &fixture.gallery(), &workspace::bundle(), &log)
+            .unwrap();
+    let mut answered = Vec::new();
+    for pulled in 0..3 {
+        let device = start(&empty);
+        if pulled < 2 {
+            for _ in 0..2 {
+                answered.push(device.answer().unwrap());
+            }
+        } else {
+            wait_for(0);
+        }
+        answered.extend(device.kill().unwrap());
+    }
+    let photos: BTreeSet<_> = answered.iter().map(|answer| answer.photo.clone()).collect();
+    assert_eq!(photos.len(), answered.len(), "one is answered twice: {answered:?}");
+    // A kill may come between an outcome that is on the disk and the line that tells it.
+    assert!(answered.len() + 3 >= PHOTOS, "only {} of {PHOTOS} are answered", answered.len());
+    for answer in answered {
+        let number: usize = answer.photo.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        assert!(answer.error.is_none() && fixture.queries[number].rank(&answer).is_some(), "{answer:?}");
+    }
+}
+
 #[test]
 fn a_model_of_another_space_is_told_so_by_name() {
     let fixture = Fixture::ingested().unwrap();

@@ -10,6 +10,7 @@ use glimpse_embedder::read_photo;
 use glimpse_protocol::device::{Device, PORT_DEFAULT, ServerAddress};
 use glimpse_protocol::{DeviceId, ModelId, Query, QueryId};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
 use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, chain};
 use crate::client::{GiveUp, Patience};
@@ -114,6 +115,14 @@ pub(super) fn progress(photos: usize) -> ProgressBar {
     }
 }
 
+/// What a journal keeps beside a query's message.
+#[derive(Debug, Serialize, Deserialize)]
+struct Told {
+    photo: String,
+    embed_us: u64,
+    model: ModelId,
+}
+
 /// A query on its way, with what its outcome will tell.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -131,6 +140,29 @@ impl AsRef<[u8]> for Pending {
 }
 
 impl Pending {
+    /// As bytes, for a journal: what the outcome will tell, its length before it, then the message.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let told = Told {
+            photo: self.photo.clone(),
+            embed_us: u64::try_from(self.embed_time.as_micros()).unwrap_or(u64::MAX),
+            model: self.model,
+        };
+        let mut head = Vec::new();
+        if ciborium::into_writer(&told, &mut head).is_err() {
+            // Writing to memory does not fail; without a head it would not be read again, and is dropped then.
+            head.clear();
+        }
+        [&(head.len() as u32).to_le_bytes()[..], &head, &self.message].concat()
+    }
+
+    /// From such bytes; `None` where they are none.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (length, rest) = bytes.split_first_chunk()?;
+        let (head, message) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        let Told { photo, embed_us, model } = ciborium::from_reader(head).ok()?;
+        Some(Self { photo, embed_time: Duration::from_micros(embed_us), message: message.to_vec(), model })
+    }
+
     /// The outcome of this query.
     pub(super) fn came_to(self, id: QueryId, result: Result<Answered, Failure>) -> Outcome {
         Outcome { photo: self.photo, id: Some(id), embed_time: Some(self.embed_time), result }

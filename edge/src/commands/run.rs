@@ -2,26 +2,28 @@
 //!
 //! Two threads: one captures and embeds, the other keeps the connection and prints, so that a slow network never
 //! stops the camera and a slow network (the other kind) never delays a reply. Between them a short channel; behind
-//! it, while the server is away, the session's outbox, which drops its oldest query for a new one and says so. The
-//! outbox lives in memory: what waits in it when the program ends is lost, and counted.
+//! it, while the server is away, an outbox, which drops its oldest query for a new one and says so. With `outbox = DIR` it is on
+//! the disk: what waits there is sent after a restart, and each query has one outcome, whatever happens. Without it lives in
+//! memory: what waits in it when the program ends is lost, and counted.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
 use glimpse_embedder::EmbedError;
-use glimpse_protocol::device::{CameraSource, Device, RawDevice};
+use glimpse_protocol::device::{self, CameraSource, Device, RawDevice};
 use glimpse_protocol::{ErrorCode, QueryId};
 
 use super::query::{Pending, embed_query, not_asked};
 use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device};
 use crate::backoff::{Backoff, Jitter};
-use crate::client::Patience;
+use crate::client::{GiveUp, Patience};
 use crate::linux::camera::{CameraError, FilePhoto, FolderCamera};
 use crate::linux::credentials::Credentials;
 use crate::linux::host::{self, Stop, SystemClock};
@@ -29,6 +31,7 @@ use crate::linux::model::{Encoder, QueryModel, QueryModelError};
 use crate::linux::mqtt::{Answer, Connection, MqttUplink, Presence, Waker};
 use crate::linux::output::{self, Answered, Failure, Outcome};
 use crate::linux::update::{self, Updater, Updating};
+use crate::linux::waiting::{GRACE, TOGETHER, Waiting};
 use crate::ports::{Camera, Capture, Embedder as _, Error as _, ErrorKind};
 use crate::session::{Event, EventOf, Session};
 
@@ -65,6 +68,15 @@ pub struct RunArgs {
     flags: QueryFlags,
     #[command(flatten)]
     updates: UpdateFlags,
+    /// Folder where queries wait for their answers, across restarts [default: they wait in memory]
+    #[arg(long, value_name = "DIR")]
+    outbox: Option<PathBuf>,
+    /// What that folder may take, in megabytes; the oldest queries are dropped for new ones [default: 64]
+    #[arg(long, value_name = "MB", value_parser = device::outbox_mb_of_text)]
+    outbox_mb: Option<u16>,
+    /// How long a query may wait there, in hours [default: 72]
+    #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text)]
+    outbox_hours: Option<u16>,
     /// Ends after the photos that are there at the beginning
     #[arg(long)]
     pub once: bool,
@@ -87,6 +99,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let CameraSource::Folder(folder) = &device.camera;
     std::fs::read_dir(folder).with_context(|| format!("cannot list the folder {}", folder.display()))?;
     let camera = FolderCamera::new(folder.clone(), once);
+    let waiting = device.outbox.as_ref().map(Waiting::open).transpose()?;
 
     let name = device.name.clone().map_or_else(host::device_name, Ok)?;
     let credentials = Credentials::load(&device.security)?;
@@ -138,13 +151,28 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .spawn(move || producer.run(jitter))
         .context("cannot start the camera's thread")?;
     let session = Session::new(uplink, SystemClock::start(), patience, host::jitter()?, true);
-    Running { session, server, updating, stop, captured, once, json, ended: false, failures: 0 }.run()
+    Running {
+        session,
+        server,
+        updating,
+        stop,
+        captured,
+        waiting,
+        fresh: VecDeque::new(),
+        again: VecDeque::new(),
+        once,
+        json,
+        ended: false,
+        failures: 0,
+    }
+    .run()
 }
 
 fn configuration(args: RunArgs) -> anyhow::Result<Device> {
     let flags = {
         let mut raw = raw_device(args.model, args.flags, args.camera);
         (raw.state, raw.model_key) = (args.updates.state, args.updates.model_key);
+        (raw.outbox, raw.outbox_mb, raw.outbox_hours) = (args.outbox, args.outbox_mb, args.outbox_hours);
         raw
     };
     let (file, problems) = match &args.config {
@@ -255,11 +283,20 @@ struct Running {
     updating: Updating,
     stop: Stop,
     captured: Receiver<Captured>,
+    /// The outbox on the disk, where there is one.
+    waiting: Option<Waiting>,
+    /// Queries in the session that are not on the disk yet, and since when.
+    fresh: VecDeque<(QueryId, Instant)>,
+    /// Queries on the disk that got no reply, and when they are sent again.
+    again: VecDeque<(Instant, QueryId, Pending)>,
     once: bool,
     json: bool,
     ended: bool,
     failures: u64,
 }
+
+/// How long a query that got no reply rests before it is sent again.
+const REST: Duration = Duration::from_secs(10);
 
 /// Whether a refusal says that the network is the wrong one, and not the query or the time.
 const fn is_of_the_network(code: ErrorCode) -> bool {
@@ -273,20 +310,22 @@ const LOOK_AROUND: Duration = Duration::from_secs(10);
 impl Running {
     fn run(mut self) -> anyhow::Result<ExitCode> {
         let result = self.turns();
-        let (counters, dropped, lost) =
-            (self.session.counters(), self.session.dropped(), self.session.unanswered());
+        let lost = self.put_by();
+        let (counters, dropped) = (self.session.counters(), self.session.dropped());
+        let on_disk = self.waiting.as_ref().map_or(0, Waiting::len);
         tracing::info!(
             answered = counters.answered,
             given_up = counters.given_up,
             dropped,
             repeats = counters.published.saturating_sub(counters.submitted),
             duplicate_replies = counters.duplicate_replies,
+            waiting = on_disk,
             "stopped"
         );
         if lost > 0 {
             tracing::warn!("{lost} queries had no reply yet, and are lost");
         }
-        let waiting = self.session.waiting();
+        let waiting = if on_disk > 0 { on_disk } else { self.session.waiting() };
         self.updating.stop();
         self.session.into_uplink().close(waiting);
         result?;
@@ -297,10 +336,14 @@ impl Running {
     fn turns(&mut self) -> anyhow::Result<()> {
         loop {
             self.take_captured()?;
+            self.tend()?;
             if self.stop.asked() || (self.ended && self.session.unanswered() == 0) {
                 return Ok(());
             }
-            if let Some(event) = self.session.step(LOOK_AROUND)? {
+            let soon = !self.fresh.is_empty()
+                || !self.again.is_empty()
+                || self.waiting.as_ref().is_some_and(Waiting::is_unsynced);
+            if let Some(event) = self.session.step(if soon { TOGETHER } else { LOOK_AROUND })? {
                 self.note(event)?;
             }
         }
@@ -310,13 +353,7 @@ impl Running {
         // With a finite number of photos there is no hurry: better to wait than to drop.
         while !(self.once && self.session.waiting() > 0) {
             match self.captured.try_recv() {
-                Ok(Captured::Query(id, pending)) => {
-                    if let Some((id, pending)) = self.session.submit(id, pending) {
-                        let failure =
-                            Failure::new("dropped", "the outbox was full, and newer photos were taken");
-                        self.print(&pending.came_to(id, Err(failure)))?;
-                    }
-                }
+                Ok(Captured::Query(id, pending)) => self.captured(id, pending)?,
                 Ok(Captured::Failed(outcome)) => self.print(&outcome)?,
                 Ok(Captured::End(error)) => {
                     self.ended = true;
@@ -331,6 +368,78 @@ impl Running {
             }
         }
         Ok(())
+    }
+
+    /// A query goes to the disk at once where it cannot be sent at once.
+    fn captured(&mut self, id: QueryId, pending: Pending) -> anyhow::Result<()> {
+        if let Some(waiting) = &mut self.waiting {
+            let at_once =
+                self.session.is_connected() && waiting.is_empty() && self.session.unanswered() < IN_FLIGHT;
+            if !at_once && waiting.keep(id, &pending.to_bytes()) {
+                return Ok(());
+            }
+            self.fresh.push_back((id, Instant::now()));
+        }
+        self.submit(id, pending)
+    }
+
+    fn submit(&mut self, id: QueryId, pending: Pending) -> anyhow::Result<()> {
+        if let Some((id, pending)) = self.session.submit(id, pending) {
+            let failure = Failure::new("dropped", "the outbox was full, and newer photos were taken");
+            self.print(&pending.came_to(id, Err(failure)))?;
+        }
+        Ok(())
+    }
+
+    /// Moves queries between session and disk.
+    fn tend(&mut self) -> anyhow::Result<()> {
+        let Some(mut waiting) = self.waiting.take() else { return Ok(()) };
+        while let Some((id, since)) = self.fresh.front().copied()
+            && since.elapsed() >= GRACE
+        {
+            self.fresh.pop_front();
+            if let Some((_, pending)) = self.session.queries().find(|(query, _)| *query == id) {
+                waiting.keep_sent(id, &pending.to_bytes());
+            }
+        }
+        let mut result = Ok(());
+        while let Some((_, id, pending)) = self.again.pop_front_if(|(due, ..)| *due <= Instant::now()) {
+            result = result.and(self.submit(id, pending));
+        }
+        // With a finite number of photos nobody waits for a server that is away.
+        while !(self.once && self.failures > 0)
+            && self.session.unanswered() + self.again.len() < IN_FLIGHT
+            && let Some((id, body)) = waiting.next()
+        {
+            if let Some(pending) = Pending::from_bytes(&body) {
+                result = result.and(self.submit(id, pending));
+            } else {
+                tracing::error!(query_id = %id, "a query of the outbox is of another version of this program, and is dropped");
+                waiting.done(id);
+            }
+        }
+        waiting.sync_if_due();
+        self.session.wait_elsewhere(waiting.left());
+        self.waiting = Some(waiting);
+        result
+    }
+
+    /// What has no outcome when the program ends goes to the disk. Returns how many queries are lost.
+    fn put_by(&mut self) -> usize {
+        let Some(waiting) = &mut self.waiting else { return self.session.unanswered() };
+        let lost = self
+            .session
+            .queries()
+            .filter(|(id, pending)| !waiting.has(*id) && !waiting.keep_sent(*id, &pending.to_bytes()))
+            .count();
+        waiting.sync();
+        lost
+    }
+
+    /// Whether the outcome of a query may be acted upon.
+    fn is_done(&mut self, id: QueryId) -> bool {
+        self.fresh.retain(|(fresh, _)| *fresh != id);
+        self.waiting.as_mut().is_none_or(|waiting| waiting.done(id))
     }
 
     fn note(&mut self, event: EventOf<MqttUplink, Pending>) -> anyhow::Result<()> {
@@ -364,12 +473,32 @@ impl Running {
                 }
                 let result =
                     self.server.answer(reply).map(|reply| Answered { reply, reply_time, attempts, bytes });
-                self.print(&payload.came_to(id, result))?;
+                if self.is_done(id) {
+                    self.print(&payload.came_to(id, result))?;
+                } else {
+                    tracing::error!(query_id = %id, "answered, but not acted upon: it waits for a disk that works");
+                }
             }
-            Event::GivenUp { id, payload, reason, .. } => {
-                let failure = self.server.gave_up(reason);
-                self.print(&payload.came_to(id, Err(failure)))?;
-            }
+            Event::GivenUp { id, payload, reason, .. } => self.given_up(id, payload, reason)?,
+        }
+        Ok(())
+    }
+
+    /// A query on the disk has time.
+    fn given_up(&mut self, id: QueryId, payload: Pending, reason: GiveUp) -> anyhow::Result<()> {
+        self.fresh.retain(|(fresh, _)| *fresh != id);
+        let kept = self
+            .waiting
+            .as_mut()
+            .is_some_and(|waiting| waiting.has(id) || waiting.keep_sent(id, &payload.to_bytes()));
+        let failure = self.server.gave_up(reason);
+        if kept && self.once {
+            self.failures += 1;
+            tracing::error!(photo = %payload.photo, query_id = %id, code = failure.code, "{}; it waits in the outbox", failure.message);
+        } else if kept {
+            self.again.push_back((Instant::now() + REST, id, payload));
+        } else {
+            self.print(&payload.came_to(id, Err(failure)))?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`camera`]: the photos of a folder.
 //! - [`model`]: the query network, and embeddings as the bytes of a query.
+//! - [`journal`]: what waits for its outcome, on the disk; [`waiting`]: when it goes there.
 //! - [`mqtt`]: the uplink; the only place that knows topics, CBOR and rumqttc.
 //! - [`update`]: new query networks from the server.
 //! - [`output`]: answers as tables and JSON lines; [`npy`]: embeddings as a NumPy file.
@@ -10,8 +11,10 @@
 pub mod camera;
 pub mod credentials;
 pub mod host;
+pub mod journal;
 pub mod model;
 pub mod mqtt;
 pub mod npy;
 pub mod output;
 pub mod update;
+pub mod waiting;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use glimpse_protocol::Codec;
-use glimpse_protocol::device::{CameraSource, Device, Problem, RawDevice};
+use glimpse_protocol::device::{CameraSource, Device, Outbox, Problem, RawDevice};
 
 use crate::output::{complain, say, shown};
 
@@ -192,6 +192,16 @@ fn table(device: &Device) -> String {
             device.updates.as_ref().map_or_else(
                 || "none: no network is taken from the server".to_owned(),
                 |updates| updates.state.display().to_string(),
+            ),
+        ),
+        (
+            "outbox",
+            device.outbox.as_ref().map_or_else(
+                || "in memory: what waits is lost when the device stops".to_owned(),
+                |outbox| {
+                    let Outbox { folder, megabytes, hours } = outbox;
+                    format!("{}, at most {megabytes} MB and {hours} hours", folder.display())
+                },
             ),
         ),
     ];

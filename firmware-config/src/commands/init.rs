@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use glimpse_protocol::device::{self, CameraSource, RawDevice, ServerAddress, Updates};
+use glimpse_protocol::device::{self, CameraSource, Device, Outbox, RawDevice, ServerAddress, Updates};
 use glimpse_protocol::{Codec, DeviceId, ModelKey};
 
 use crate::output::{say, shown};
@@ -65,6 +65,15 @@ pub struct InitArgs {
     /// The key that signs those networks, as `glimpse-gallery models key` prints it
     #[arg(long, value_name = "HEX", requires = "state")]
     pub model_key: Option<ModelKey>,
+    /// Folder on the device for queries that wait for their answers [default: they wait in memory]
+    #[arg(long, value_name = "DIR")]
+    pub outbox: Option<PathBuf>,
+    /// What that folder may take, in megabytes
+    #[arg(long, value_name = "MB", value_parser = device::outbox_mb_of_text, default_value_t = Device::OUTBOX_MB_DEFAULT)]
+    pub outbox_mb: u16,
+    /// How long a query may wait there
+    #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text, default_value_t = Device::OUTBOX_HOURS_DEFAULT)]
+    pub outbox_hours: u16,
     /// Replaces a file that is there
     #[arg(long)]
     pub force: bool,
@@ -86,6 +95,11 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
     raw.key.clone_from(&args.key);
     let security = raw.security(&args.server).map_err(anyhow::Error::msg)?;
     let updates = args.state.clone().zip(args.model_key).map(|(state, key)| Updates { state, key });
+    let outbox = args.outbox.clone().map(|folder| Outbox {
+        folder,
+        megabytes: args.outbox_mb,
+        hours: args.outbox_hours,
+    });
     let settings = Settings {
         device: args.device.as_ref(),
         server: &args.server,
@@ -98,6 +112,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         timeout: args.timeout,
         security: &security,
         updates: updates.as_ref(),
+        outbox: outbox.as_ref(),
     };
     let text = device_toml(&settings)?;
     write_whole(&args.file, &text, args.force)?;
