@@ -188,9 +188,8 @@ fn queries_outlive_a_device_that_is_killed_and_each_is_answered_once() {
     for pulled in 0..3 {
         let device = start(&empty);
         if pulled < 2 {
-            for _ in 0..2 {
-                answered.push(device.answer().unwrap());
-            }
+            // There may be none left.
+            answered.extend(device.answer_within(Duration::from_secs(3)));
         } else {
             wait_for(0);
         }
