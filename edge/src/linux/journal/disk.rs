@@ -93,7 +93,7 @@ impl Disk for Folder {
             let name = entry?.file_name();
             let number = name.to_str().and_then(|name| name.strip_suffix(ENDING)).map(str::parse::<u64>);
             // Ours count from 1, one by one.
-            segments.extend(number.into_iter().flatten().filter(|number| *number <= u64::from(u32::MAX)));
+            segments.extend(number.into_iter().flatten().filter(|number| u32::try_from(*number).is_ok()));
         }
         Ok(segments)
     }
@@ -126,7 +126,7 @@ impl Disk for Folder {
 
     fn remove(&mut self, segment: u64) -> io::Result<()> {
         match fs::remove_file(self.file(segment)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => self.sync_names(),
         }
     }
