@@ -62,6 +62,8 @@ pub struct Found {
     pub cut_off: u64,
     /// Bytes that say nothing, before others that do: the disk is damaged.
     pub damaged: u64,
+    /// Segments that cannot be read at all; they are left where they are.
+    pub unreadable: usize,
 }
 
 /// A query that is too large to be kept.
@@ -114,7 +116,7 @@ impl<D: Disk> Journal<D> {
     /// Reads what there is.
     ///
     /// # Errors
-    /// A disk that cannot be read.
+    /// A disk that does not say what there is, or from which nothing can be removed.
     pub fn open(disk: D, limits: Limits) -> io::Result<(Self, Found)> {
         let limits = Limits { bytes: limits.bytes.max(BYTES_MIN), ..limits };
         let mut journal = Self {
@@ -136,7 +138,10 @@ impl<D: Disk> Journal<D> {
         let last = numbers.last().copied();
         journal.next = last.map_or(1, |last| last.saturating_add(1));
         for number in numbers {
-            let bytes = journal.disk.read(number)?;
+            let Ok(bytes) = journal.disk.read(number) else {
+                found.unreadable += 1;
+                continue;
+            };
             let mut at = 0;
             let mut silent = 0;
             while at < bytes.len() {

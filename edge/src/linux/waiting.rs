@@ -56,6 +56,12 @@ impl Waiting {
         if found.damaged > 0 {
             tracing::error!(bytes = found.damaged, "the outbox is damaged: what stood there is passed over");
         }
+        if found.unreadable > 0 {
+            tracing::error!(
+                files = found.unreadable,
+                "files of the outbox cannot be read, and stay where they are"
+            );
+        }
         if found.waiting > 0 {
             tracing::info!(queries = found.waiting, "they wait since before");
         }

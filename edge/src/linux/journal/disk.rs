@@ -1,6 +1,6 @@
 //! What a journal needs of a disk: [`Disk`]; and a folder that is one.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -53,12 +53,14 @@ pub trait Disk {
     fn remove(&mut self, segment: u64) -> io::Result<()>;
 }
 
-/// A folder with a file for each segment.
+/// A folder with a file for each segment, locked for this program.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    _lock: File,
 }
 
+const LOCK: &str = "lock";
 const ENDING: &str = ".queries";
 
 /// The largest segment that is read: no journal of ours makes one that is larger.
@@ -68,10 +70,18 @@ impl Folder {
     /// Makes the folder where there is none.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system says; also where another program uses the folder.
     pub fn open(path: &Path) -> io::Result<Self> {
         fs::create_dir_all(path)?;
-        Ok(Self { path: path.to_owned() })
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another program uses it: stop that, or name another folder",
+            )),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     fn file(&self, segment: u64) -> PathBuf {

@@ -303,6 +303,8 @@ fn a_journal_in_a_folder_is_there_again() {
     let open = || Journal::open(Folder::open(&place.path().join("outbox")).unwrap(), LIMITS).unwrap();
     let (mut journal, found) = open();
     assert_eq!(found, Found::default());
+    let second = Folder::open(&place.path().join("outbox")).unwrap_err();
+    assert!(second.to_string().contains("another program"), "{second}");
     for query in 0..5 {
         journal.push(id(query), 9, b"a query").unwrap();
     }
@@ -321,6 +323,13 @@ fn a_journal_in_a_folder_is_there_again() {
     drop(journal);
     let (journal, found) = open();
     assert_eq!((found, journal.bytes()), (Found::default(), 0));
+    drop(journal);
+    // A folder in the place of a file stands for a file that cannot be read.
+    std::fs::create_dir(place.path().join("outbox/00000100.queries")).unwrap();
+    let (mut journal, found) = open();
+    assert_eq!(found, Found { unreadable: 1, ..Found::default() });
+    journal.push(id(9), 9, b"a query").unwrap();
+    assert_eq!(number(journal.take().unwrap().0), 9);
 }
 
 proptest! {
