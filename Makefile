@@ -37,8 +37,9 @@ test: python-packages weights browser mosquitto ## every test: units, programs e
 test-arm: ## the tests of quantizer and kernels for 64-bit ARM (what is written for NEON) in an emulator, fetched by apt and installed nowhere
 	CARGO="$(CARGO)" tools/arm/test.sh
 
-test-arm-embedder: ## the embedder's own tests there too: its operators against the engine's (half an hour to build, 10 minutes to run)
-	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/cargo.sh test --release -p glimpse-embedder --lib --tests
+# With the feature, for `bench-embed` has it: then the engine is built once for both.
+test-arm-embedder: ## the embedder's own tests there too: its operators against the engine's (half an hour to build the first time)
+	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/cargo.sh test --release -p glimpse-embedder --features onnxruntime --lib --tests
 
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
 	CARGO_TARGET_DIR=$(GPU_TARGET) CARGO="$(CARGO)" trainer/test-gpu.sh

@@ -409,7 +409,7 @@ impl Running {
         // With a finite number of photos nobody waits for a server that is away.
         while !(self.once && self.failures > 0)
             && self.session.unanswered() + self.again.len() < IN_FLIGHT
-            && let Some((id, body)) = waiting.next()
+            && let Some((id, body)) = waiting.take()
         {
             if let Some(pending) = Pending::from_bytes(&body) {
                 result = result.and(self.submit(id, pending));

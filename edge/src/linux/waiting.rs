@@ -95,7 +95,7 @@ impl Waiting {
     }
 
     /// The oldest that is not being sent.
-    pub fn next(&mut self) -> Option<(QueryId, Vec<u8>)> {
+    pub fn take(&mut self) -> Option<(QueryId, Vec<u8>)> {
         self.journal.take()
     }
 
