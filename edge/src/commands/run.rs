@@ -3,7 +3,7 @@
 //! Two threads: one captures and embeds, the other keeps the connection and prints, so that a slow network never
 //! stops the camera and a slow network (the other kind) never delays a reply. Between them a short channel; behind
 //! it, while the server is away, an outbox, which drops its oldest query for a new one and says so. With `outbox = DIR` it is on
-//! the disk: what waits there is sent after a restart, and each query has one outcome, whatever happens. Without it lives in
+//! the disk: what waits there is sent after a restart, and no query is acted upon twice. Without, it lives in
 //! memory: what waits in it when the program ends is lost, and counted.
 
 use std::collections::VecDeque;

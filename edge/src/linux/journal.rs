@@ -12,8 +12,8 @@
 //! is damaged otherwise is passed over, and said. Each file begins on the disk, and each removal ends there, before anything is done
 //! that relies on it.
 //!
-//! Whoever acts on an outcome calls [`Journal::finish`] and [`Journal::sync`] first: then no query is acted upon twice, whatever
-//! happens. A query is lost only where the power goes between [`Journal::push`] and [`Journal::sync`].
+//! Whoever acts on an outcome calls [`Journal::finish`] and [`Journal::sync`] first: then no query is acted upon twice, whenever
+//! the power goes. Only a disk that damages an outcome after it took it makes its query come back. A query is lost only where the power goes between [`Journal::push`] and [`Journal::sync`].
 //!
 //! What is deliberately absent: what queries say, time of its own, and threads.
 

@@ -3,7 +3,8 @@
 //! A query that is answered within [`GRACE`] never touches the disk. One that is not, or that cannot be sent at all, is written down,
 //! and brought to the disk with all that came within [`TOGETHER`]. Whoever acts on an outcome asks [`Waiting::done`] first.
 //!
-//! A disk that fails does not stop the device: its queries wait in memory then, and the log says so once.
+//! A disk that fails while the device runs does not stop it: its queries wait in memory then, and the log says so once. A folder that cannot
+//! be written at the start is a mistake that somebody has to know of, and ends it.
 
 use std::io;
 use std::path::PathBuf;
@@ -151,8 +152,8 @@ impl Waiting {
 
     fn expire(&mut self) {
         let Some(now) = now() else { return };
-        let expired = self.journal.expire(now);
-        if let Some(expired) = self.tell(expired)
+        // It says nothing of whether the disk works: mostly there is nothing to remove. What cannot be is tried again by `sync`.
+        if let Ok(expired) = self.journal.expire(now)
             && !expired.is_empty()
         {
             tracing::error!(
