@@ -121,8 +121,10 @@ impl Waiting {
     /// Brings what was written to the disk.
     pub fn sync(&mut self) {
         self.since = None;
-        let synced = self.journal.sync();
-        self.tell(synced);
+        // Where nothing was to be brought there it says nothing of whether the disk works.
+        if let Err(error) = self.journal.sync() {
+            self.tell::<()>(Err(error));
+        }
     }
 
     /// Whether something is to be brought to the disk soon.
