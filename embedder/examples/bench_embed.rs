@@ -4,12 +4,13 @@
 //! one engine so many times, for a tool that counts its instructions from outside.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use glimpse_embedder::{
-    Colours, Embedder, EmbedderOptions, Frame, ModelMetadata, Network, Preprocessing, Preprocessor, RgbImage,
-    Threads, decode_photo, onnxruntime, read_metadata,
+    Colours, Embedder, EmbedderOptions, Frame, ModelMetadata, Network, PlanCache, Preprocessing,
+    Preprocessor, RgbImage, Threads, decode_photo, onnxruntime, read_metadata,
 };
 use serde_json::json;
 
@@ -170,12 +171,30 @@ fn speed(speed: &Speed) -> Result<(), Failure> {
         Ok(median(&times))
     };
     let by_threads = [wall(Threads::ONE)?, wall(Threads::All)?];
-    let mut loading = Vec::new();
-    for _ in 0..5 {
-        let start = Instant::now();
-        Embedder::load(&speed.f32)?;
-        loading.push(start.elapsed());
+    let plans = std::env::temp_dir().join(format!("bench-embed-plans-{}", std::process::id()));
+    let cache = PlanCache::new(plans.clone());
+    let mut loading: BTreeMap<&str, f64> = BTreeMap::new();
+    for (name, model) in [("f32", &speed.f32), ("int8", &speed.int8)] {
+        let (mut built, mut kept) = (Vec::new(), Vec::new());
+        let options = EmbedderOptions::default();
+        // This one is kept.
+        Embedder::load_cached(model, &options, &cache)?;
+        for _ in 0..9 {
+            let start = Instant::now();
+            Embedder::load(model)?;
+            built.push(start.elapsed());
+            let start = Instant::now();
+            Embedder::load_cached(model, &options, &cache)?;
+            kept.push(start.elapsed());
+        }
+        loading.insert(name, median(&built));
+        loading.insert(
+            if name == "f32" { "f32 from a kept plan" } else { "int8 from a kept plan" },
+            median(&kept),
+        );
     }
+    std::fs::remove_dir_all(&plans)?;
+    let together = batches(&speed.f32, &tensor, speed.turns)?;
     let (cosine, worst, photos) = agreement(&embedder, &Embedder::load(&speed.int8)?, &speed.photos)?;
     let report = json!({
         "machine": machine(),
@@ -191,7 +210,8 @@ fn speed(speed: &Speed) -> Result<(), Failure> {
         "resize_ms": median(&resizing),
         "whole_ms": median(&whole),
         "frame_ms": frames(metadata.preprocessing, &photo, speed.turns)?,
-        "load_ms": median(&loading),
+        "load_ms": loading,
+        "batch_ms_a_photo": together,
         "wall_ms_one_thread": by_threads[0],
         "wall_ms_all_threads": by_threads[1],
         "large_decode_ms": large[0],
@@ -203,6 +223,30 @@ fn speed(speed: &Speed) -> Result<(), Failure> {
     });
     println!("{report:#}");
     Ok(())
+}
+
+/// Milliseconds of one core for each photo, of so many that go through the network together.
+fn batches(model: &Path, tensor: &[f32], turns: usize) -> Result<BTreeMap<usize, f64>, Failure> {
+    let sizes = [1, 2, 4, 8];
+    let mut embedders = Vec::new();
+    for size in sizes {
+        let batch = NonZeroUsize::new(size).ok_or("a batch of none")?;
+        let options = EmbedderOptions { batch, ..EmbedderOptions::default() };
+        embedders.push((size, Embedder::load_with(model, &options)?, Vec::new()));
+    }
+    let tensors = vec![tensor.to_vec(); 8];
+    for _ in 0..turns.div_ceil(8) {
+        for (_, embedder, times) in &mut embedders {
+            let (embedded, time) = timed(|| embedder.embed_tensors(&tensors));
+            embedded.into_iter().collect::<Result<Vec<_>, _>>()?;
+            times.push(time);
+        }
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1e3 / 8.0
+    };
+    Ok(embedders.into_iter().map(|(size, _, times)| (size, median(times))).collect())
 }
 
 /// Milliseconds from a camera's frame to the network's input: each format as it is, and YUYV by way of a copy in RGB.

@@ -8,10 +8,10 @@ use image::RgbImage;
 use thiserror::Error;
 
 use crate::metadata::ModelFile;
-use crate::{EmbedderOptions, Frame, ModelError, ModelMetadata, Network, Preprocessor, Role};
+use crate::{EmbedderOptions, Frame, ModelError, ModelMetadata, Network, PlanCache, Preprocessor, Role};
 
 /// Why a photo has no embedding.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 pub enum EmbedError {
     /// The engine failed.
     #[error("the network failed: {0}")]
@@ -51,16 +51,44 @@ impl Embedder {
         Self::load_by(path, |file, width, height| Network::build(file, width, height, options))
     }
 
-    /// The same in ONNX Runtime, where that [was loaded](crate::onnxruntime::load), and else in tract.
+    /// The same, from a plan that was kept in `cache` the last time, which takes some milliseconds; one is kept now where there is
+    /// none yet.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_cached(
+        path: &Path,
+        options: &EmbedderOptions,
+        cache: &PlanCache,
+    ) -> Result<Self, ModelError> {
+        let bytes = ModelFile::bytes(path)?;
+        let key = PlanCache::key(&bytes, options);
+        // Only models with a space were kept.
+        if let Some((space, metadata, plan)) =
+            cache.load(key).and_then(|(metadata, plan)| Some((metadata.space?, metadata, plan)))
+        {
+            let unusable = |reason| ModelError::Unusable { path: path.to_owned(), reason };
+            let network = Network::of_plan(plan, options).map_err(unusable)?;
+            return Ok(Self { network, metadata, space, idle: Mutex::default() });
+        }
+        let file = ModelFile::decode(path, &bytes)?;
+        let embedder = Self::build(file, |file, width, height| Network::build(file, width, height, options))?;
+        if let Some(plan) = embedder.network.plan() {
+            cache.store(key, &embedder.metadata, plan);
+        }
+        Ok(embedder)
+    }
+
+    /// The same in ONNX Runtime, where that [was loaded](crate::onnxruntime::load), and else as the options say.
     ///
     /// # Errors
     /// As [`load`](Self::load).
     #[cfg(feature = "onnxruntime")]
-    pub fn load_preferred(path: &Path) -> Result<Self, ModelError> {
+    pub fn load_preferred(path: &Path, options: &EmbedderOptions) -> Result<Self, ModelError> {
         if crate::onnxruntime::is_loaded() {
             Self::load_by(path, |file, width, height| Network::load_in_onnxruntime(&file.path, width, height))
         } else {
-            Self::load(path)
+            Self::load_with(path, options)
         }
     }
 
@@ -68,9 +96,16 @@ impl Embedder {
         path: &Path,
         build: impl FnOnce(ModelFile, u32, u32) -> Result<Network, ModelError>,
     ) -> Result<Self, ModelError> {
-        let file = ModelFile::read(path)?;
+        Self::build(ModelFile::read(path)?, build)
+    }
+
+    fn build(
+        file: ModelFile,
+        build: impl FnOnce(ModelFile, u32, u32) -> Result<Network, ModelError>,
+    ) -> Result<Self, ModelError> {
         let metadata = file.metadata()?;
-        let not_embedding = |reason| ModelError::Metadata { path: path.to_owned(), reason };
+        let path = file.path.clone();
+        let not_embedding = |reason| ModelError::Metadata { path: path.clone(), reason };
         let space = metadata.space.filter(|_| metadata.role != Role::Features).ok_or_else(|| {
             not_embedding(
                 "its role is `features`, and embeddings come from a query or gallery model".to_owned(),
@@ -131,6 +166,29 @@ impl Embedder {
     /// [`EmbedError`].
     pub fn embed_tensor(&self, tensor: &[f32]) -> Result<Vec<f32>, EmbedError> {
         unit(self.network.run(tensor))
+    }
+
+    /// The same of several, [`batch`](Network::batch) of them through the network at a time.
+    pub fn embed_tensors(&self, tensors: &[Vec<f32>]) -> Vec<Result<Vec<f32>, EmbedError>> {
+        let length: usize = self.network.input_shape().iter().product();
+        let together = |tensors: &[Vec<f32>]| {
+            if let Some(wrong) = tensors.iter().find(|tensor| tensor.len() != length) {
+                return Err(format!("a tensor of {} values, and its input has {length}", wrong.len()));
+            }
+            self.network.run_batch(tensors.len(), |input| {
+                input
+                    .chunks_exact_mut(length)
+                    .zip(tensors)
+                    .for_each(|(input, tensor)| input.copy_from_slice(tensor));
+            })
+        };
+        let each = |tensors: &[Vec<f32>]| match together(tensors) {
+            Ok(outputs) => {
+                outputs.chunks_exact(self.dimension()).map(|output| unit(Ok(output.to_vec()))).collect()
+            }
+            Err(error) => vec![Err(EmbedError::Network(error)); tensors.len()],
+        };
+        tensors.chunks(self.network.batch()).flat_map(each).collect::<Vec<_>>()
     }
 }
 

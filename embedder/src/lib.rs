@@ -9,6 +9,8 @@
 //! - [`network`]: an ONNX network in tract ([`Network`]).
 //! - `fold`: its int8 weights, before the engine sees them.
 //! - `operators`: our own convolutions in its graph, as [`EmbedderOptions`] allow.
+//! - `flatten`: the whole graph as a plan of our own steps, where each is known; else the engine runs it.
+//! - [`cache`]: plans kept in files, so that a network is ready in milliseconds the next time ([`PlanCache`]).
 //! - [`profile`]: where its time goes ([`Profile`]).
 //! - [`embed`]: both together ([`Embedder`]).
 //! - [`mod@bench`]: how fast that is here.
@@ -28,7 +30,9 @@
 //! ```
 
 pub mod bench;
+pub mod cache;
 pub mod embed;
+mod flatten;
 mod fold;
 pub mod frame;
 #[cfg(feature = "matrix")]
@@ -45,6 +49,7 @@ pub mod profile;
 pub mod self_test;
 pub mod space;
 
+pub use cache::PlanCache;
 pub use embed::{EmbedError, Embedder};
 pub use frame::{Colours, Frame, FrameError};
 pub use image::RgbImage;

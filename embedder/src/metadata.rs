@@ -115,7 +115,9 @@ impl ModelMetadata {
     }
 
     /// Reads the entries. The error is a reason without the file's name.
-    fn from_props<'a>(props: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Result<Self, String> {
+    pub(crate) fn from_props<'a>(
+        props: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+    ) -> Result<Self, String> {
         let find = |key: &str| props.clone().find(|prop| prop.0 == key).map(|prop| prop.1);
         let get = |key: &str| find(key).ok_or_else(|| format!("`{key}` is missing"));
         let role = get(ROLE)?;
@@ -151,10 +153,16 @@ pub(crate) struct ModelFile {
 
 impl ModelFile {
     pub(crate) fn read(path: &Path) -> Result<Self, ModelError> {
-        let bytes =
-            std::fs::read(path).map_err(|source| ModelError::Read { path: path.to_owned(), source })?;
+        Self::decode(path, &Self::bytes(path)?)
+    }
+
+    pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
+        std::fs::read(path).map_err(|source| ModelError::Read { path: path.to_owned(), source })
+    }
+
+    pub(crate) fn decode(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
         let not_onnx = |reason| ModelError::NotOnnx { path: path.to_owned(), reason };
-        let proto = ModelProto::decode(bytes.as_slice()).map_err(|error| not_onnx(error.to_string()))?;
+        let proto = ModelProto::decode(bytes).map_err(|error| not_onnx(error.to_string()))?;
         if proto.graph.is_none() {
             return Err(not_onnx("it holds no graph".to_owned()));
         }

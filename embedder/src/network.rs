@@ -2,15 +2,17 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rayon::ThreadPoolBuilder;
+use glimpse_plan::{Alone, Plan, Workspace};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::multithread;
 
 use crate::metadata::{ModelError, ModelFile};
-use crate::{EmbedderOptions, Profile, fold, operators, profile};
+use crate::operators::convolution::Pool;
+use crate::{EmbedderOptions, Profile, Threads, flatten, fold, operators, profile};
 
 /// An image network, optimised for one input size: `[1, 3, height, width]` in, any shape out.
 ///
@@ -19,15 +21,41 @@ pub struct Network {
     engine: Engine,
     input_shape: [usize; 4],
     output_shape: Vec<usize>,
+    batch: usize,
     /// What our own operators use, or that there are none.
     instructions: &'static str,
     threads: usize,
 }
 
 enum Engine {
+    /// Steps of our own, where all of the graph is known.
+    Plan(Flat),
     Tract(Arc<TypedRunnableModel>),
     #[cfg(feature = "onnxruntime")]
     OnnxRuntime(crate::onnxruntime::Sessions),
+}
+
+/// A plan with what it needs to run.
+struct Flat {
+    plan: Plan,
+    /// Those that no thread uses: as many as there ever were threads at a time.
+    idle: Mutex<Vec<Workspace>>,
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl Flat {
+    fn run(&self, tensor: &[f32], before: impl FnMut(usize)) -> Vec<f32> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = idle().pop();
+        let mut workspace = kept.unwrap_or_else(|| self.plan.workspace());
+        let mut output = vec![0.0; self.plan.output_len()];
+        match &self.pool {
+            Some(pool) => self.plan.run_with(&Pool(pool), &mut workspace, tensor, &mut output, before),
+            None => self.plan.run_with(&Alone, &mut workspace, tensor, &mut output, before),
+        }
+        idle().push(workspace);
+        output
+    }
 }
 
 impl Network {
@@ -59,18 +87,63 @@ impl Network {
         height: u32,
         options: &EmbedderOptions,
     ) -> Result<Self, ModelError> {
-        let input_shape = [1, 3, height as usize, width as usize];
         let unusable = |reason: String| ModelError::Unusable { path, reason };
         if let Some(graph) = &mut proto.graph {
             fold::dequantize_weights(graph);
         }
         // tract has assertions that a foreign model can reach: to us they are one more reason why it cannot be run.
-        let (plan, output_shape) = catch_unwind(AssertUnwindSafe(|| optimise(&proto, input_shape, options)))
-            .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
-            .map_err(|error| unusable(format!("{error:#}")))?;
-        let instructions = if operators::are_in(plan.model()) { options.isa.name() } else { "none" };
+        let optimised = |batch: usize| {
+            let shape = [batch, 3, height as usize, width as usize];
+            catch_unwind(AssertUnwindSafe(|| optimise(&proto, shape, options)))
+                .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
+        };
+        let several = Some(options.batch.get()).filter(|batch| *batch > 1);
+        let several = several.and_then(|batch| {
+            let optimised = optimised(batch).ok()?;
+            (optimised.output_shape.first() == Some(&batch)).then_some((optimised, batch))
+        });
+        let (Optimised { engine, mut output_shape, is_ours }, batch) = match several {
+            Some(several) => several,
+            None => (optimised(1).map_err(|error| unusable(format!("{error:#}")))?, 1),
+        };
+        if batch > 1 {
+            output_shape[0] = 1;
+        }
+        let input_shape = [1, 3, height as usize, width as usize];
+        let instructions = if is_ours { options.isa.name() } else { "none" };
         let threads = options.threads.count();
-        Ok(Self { engine: Engine::Tract(plan), input_shape, output_shape, instructions, threads })
+        Ok(Self { engine, input_shape, output_shape, batch, instructions, threads })
+    }
+
+    /// Runs a plan whose output is `[1, N]`.
+    ///
+    /// # Errors
+    /// What keeps its threads from being started.
+    pub(crate) fn of_plan(plan: Plan, options: &EmbedderOptions) -> Result<Self, String> {
+        let [channels, height, width] = plan.input();
+        let output_shape = vec![1, plan.output_len()];
+        let engine = Engine::Plan(Flat {
+            plan,
+            idle: Mutex::default(),
+            pool: pool(options.threads).map_err(|error| error.to_string())?,
+        });
+        let (instructions, threads) = (options.isa.name(), options.threads.count());
+        Ok(Self {
+            engine,
+            input_shape: [1, channels, height, width],
+            output_shape,
+            batch: 1,
+            instructions,
+            threads,
+        })
+    }
+
+    /// Its plan, where it is run by one.
+    pub(crate) const fn plan(&self) -> Option<&Plan> {
+        match &self.engine {
+            Engine::Plan(flat) => Some(&flat.plan),
+            _ => None,
+        }
     }
 
     /// As [`load`](Self::load), in ONNX Runtime, which must have been [loaded](crate::onnxruntime::load). Dimensions of the output
@@ -88,10 +161,10 @@ impl Network {
         let nothing = vec![0.0; input_shape.iter().product()];
         let (output_shape, _) = sessions.run(input_shape, &nothing).map_err(unusable)?;
         let engine = Engine::OnnxRuntime(sessions);
-        Ok(Self { engine, input_shape, output_shape, instructions: "none", threads: 1 })
+        Ok(Self { engine, input_shape, output_shape, batch: 1, instructions: "none", threads: 1 })
     }
 
-    /// Shape of the input: `[1, 3, height, width]`.
+    /// Shape of the input for one photo: `[1, 3, height, width]`.
     pub const fn input_shape(&self) -> [usize; 4] {
         self.input_shape
     }
@@ -106,7 +179,12 @@ impl Network {
         self.threads
     }
 
-    /// Shape of the output, its first dimension 1.
+    /// Photos that it takes together.
+    pub const fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Shape of the output for one photo, its first dimension 1 where it has one for photos.
     pub fn output_shape(&self) -> &[usize] {
         &self.output_shape
     }
@@ -129,22 +207,43 @@ impl Network {
     /// # Errors
     /// A sentence where the engine fails.
     pub fn run_on(&self, fill: impl FnOnce(&mut [f32])) -> Result<Vec<f32>, String> {
+        self.run_batch(1, fill)
+    }
+
+    /// Runs the network on `photos` tensors together, at most [`batch`](Self::batch), which `fill` writes one after the other. The
+    /// outputs come in the same order. A network loaded for a batch takes as long for fewer photos as for all of it.
+    ///
+    /// # Errors
+    /// A sentence where the engine fails, or there are too many.
+    pub fn run_batch(&self, photos: usize, fill: impl FnOnce(&mut [f32])) -> Result<Vec<f32>, String> {
+        if photos > self.batch {
+            return Err(format!("{photos} photos at a time, and it was loaded for {}", self.batch));
+        }
+        let mut input_shape = self.input_shape;
+        let length = photos * input_shape.iter().product::<usize>();
+        let values = photos * self.output_shape.iter().product::<usize>();
+        input_shape[0] = self.batch;
         match &self.engine {
+            Engine::Plan(flat) => {
+                let mut input = vec![0.0; length];
+                fill(&mut input);
+                Ok(flat.run(&input, |_| {}))
+            }
             Engine::Tract(plan) => {
                 let run = || -> TractResult<Vec<f32>> {
-                    let mut input = Tensor::zero::<f32>(&self.input_shape)?;
-                    fill(input.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?);
+                    let mut input = Tensor::zero::<f32>(&input_shape)?;
+                    fill(&mut input.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?[..length]);
                     let outputs = plan.run(tvec!(input.into()))?;
                     let output = outputs.first().ok_or_else(|| TractError::msg("no output"))?;
-                    Ok(output.to_plain_array_view::<f32>()?.iter().copied().collect())
+                    Ok(output.to_plain_array_view::<f32>()?.iter().take(values).copied().collect())
                 };
                 run().map_err(|error| format!("{error:#}"))
             }
             #[cfg(feature = "onnxruntime")]
             Engine::OnnxRuntime(sessions) => {
-                let mut input = vec![0.0; self.input_shape.iter().product()];
+                let mut input = vec![0.0; length];
                 fill(&mut input);
-                let (shape, output) = sessions.run(self.input_shape, &input)?;
+                let (shape, output) = sessions.run(input_shape, &input)?;
                 if shape == self.output_shape { Ok(output) } else { Err(format!("its output is {shape:?}")) }
             }
         }
@@ -158,6 +257,9 @@ impl Network {
     /// A sentence where the tensor has another length, the engine fails, or it is another engine than tract.
     pub fn profile(&self, tensor: &[f32], runs: usize) -> Result<Profile, String> {
         match &self.engine {
+            Engine::Plan(flat) => Ok(profile::of_plan(&flat.plan, runs.max(1), |before| {
+                flat.run(tensor, before);
+            })),
             Engine::Tract(plan) => {
                 let profile = Tensor::from_shape(&self.input_shape, tensor)
                     .and_then(|input| profile::profile(plan, &input, runs.max(1)));
@@ -169,11 +271,19 @@ impl Network {
     }
 }
 
+/// A network as it is run.
+struct Optimised {
+    engine: Engine,
+    output_shape: Vec<usize>,
+    /// Whether there are operators of ours in it.
+    is_ours: bool,
+}
+
 fn optimise(
     proto: &ModelProto,
     input_shape: [usize; 4],
     options: &EmbedderOptions,
-) -> TractResult<(Arc<TypedRunnableModel>, Vec<usize>)> {
+) -> TractResult<Optimised> {
     let model = onnx().model_for_proto_model(proto)?;
     let (inputs, outputs) = (model.input_outlets()?.len(), model.output_outlets()?.len());
     if (inputs, outputs) != (1, 1) {
@@ -188,13 +298,27 @@ fn optimise(
     let output_shape =
         output_shape.ok_or_else(|| TractError::msg("its output is not a float tensor of known shape"))?;
     let model = operators::rewrite(model, options)?;
-    let model = model.into_decluttered()?.into_optimized()?;
-    let threads = options.threads.count();
-    // Threads of its own for each network: those of one wait for nobody else.
-    let pool =
-        || ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("embedder-{n}")).build();
-    let executor =
-        (threads > 1).then(pool).transpose()?.map(|pool| multithread::Executor::MultiThread(Arc::new(pool)));
-    let plan = model.into_runnable_with_options(&RunOptions { executor, ..RunOptions::default() })?;
-    Ok((plan, output_shape))
+    let is_ours = operators::are_in(&model);
+    let model = model.into_decluttered()?;
+    let pool = pool(options.threads)?;
+    let flat = is_ours.then(|| flatten::flatten(&model, options.isa));
+    let engine = match flat {
+        Some(Ok(plan)) => Engine::Plan(Flat { plan, idle: Mutex::default(), pool }),
+        not_flat => {
+            if let Some(Err(reason)) = not_flat {
+                tracing::debug!(%reason, "the engine runs this network, with our operators in its graph");
+            }
+            let executor = pool.map(multithread::Executor::MultiThread);
+            let options = RunOptions { executor, ..RunOptions::default() };
+            Engine::Tract(model.into_optimized()?.into_runnable_with_options(&options)?)
+        }
+    };
+    Ok(Optimised { engine, output_shape, is_ours })
+}
+
+/// Threads of its own for each network: those of one wait for nobody else.
+fn pool(threads: Threads) -> Result<Option<Arc<ThreadPool>>, ThreadPoolBuildError> {
+    let threads = threads.count();
+    let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("embedder-{n}"));
+    (threads > 1).then(|| builder.build().map(Arc::new)).transpose()
 }

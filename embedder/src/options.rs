@@ -68,6 +68,9 @@ pub struct EmbedderOptions {
     pub int8: bool,
     /// Threads, for our operators and the engine's.
     pub threads: Threads,
+    /// Photos that go through the network together ([`Network::run_batch`](crate::Network::run_batch)); a network whose graph holds
+    /// for a single one is given them one by one.
+    pub batch: NonZeroUsize,
 }
 
 impl EmbedderOptions {
@@ -80,12 +83,21 @@ impl EmbedderOptions {
             depthwise: false,
             int8: false,
             threads: Threads::ONE,
+            batch: NonZeroUsize::MIN,
         }
     }
 
     /// All of them, whether or not they win here, with instructions that this processor has.
     pub fn all(isa: Isa) -> Self {
-        Self { isa, pointwise: true, dense: true, depthwise: true, int8: true, threads: Threads::ONE }
+        Self {
+            isa,
+            pointwise: true,
+            dense: true,
+            depthwise: true,
+            int8: true,
+            threads: Threads::ONE,
+            batch: NonZeroUsize::MIN,
+        }
     }
 
     /// The instructions for a convolution of `f32`, if it is to be ours.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use glimpse_plan::Plan;
 use serde::Serialize;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::Cost;
@@ -69,6 +70,42 @@ pub(crate) fn profile(plan: &Arc<TypedRunnableModel>, input: &Tensor, runs: usiz
             }
         }
     }
+    Ok(summary(runs, whole, kinds))
+}
+
+/// The same of a plan: `run` runs it once, and tells the closure that it is given of each step before it begins, and of the end.
+pub(crate) fn of_plan(plan: &Plan, runs: usize, run: impl Fn(&mut dyn FnMut(usize))) -> Profile {
+    let mut kinds: BTreeMap<String, (usize, u64, Vec<Duration>)> = BTreeMap::new();
+    for step in plan.steps() {
+        let kind = kinds.entry(step.name().to_owned()).or_default();
+        kind.0 += 1;
+        kind.1 += step.multiply_adds();
+    }
+    let mut whole = Vec::new();
+    for number in 0..=runs {
+        let mut moments = Vec::with_capacity(plan.steps().len() + 1);
+        let start = Instant::now();
+        run(&mut |_| moments.push(Instant::now()));
+        let end = start.elapsed();
+        if number > 0 {
+            let mut times: BTreeMap<&str, Duration> = BTreeMap::new();
+            for (step, moment) in plan.steps().iter().zip(moments.windows(2)) {
+                *times.entry(step.name()).or_default() += moment[1] - moment[0];
+            }
+            whole.push(end);
+            for (kind, (_, _, all)) in &mut kinds {
+                all.push(times.get(kind.as_str()).copied().unwrap_or_default());
+            }
+        }
+    }
+    summary(runs, whole, kinds)
+}
+
+fn summary(
+    runs: usize,
+    whole: Vec<Duration>,
+    kinds: BTreeMap<String, (usize, u64, Vec<Duration>)>,
+) -> Profile {
     let mut operators: Vec<OperatorTime> = kinds
         .into_iter()
         .map(|(operator, (nodes, multiply_adds, times))| {
@@ -88,7 +125,7 @@ pub(crate) fn profile(plan: &Arc<TypedRunnableModel>, input: &Tensor, runs: usiz
     let all: f64 = operators.iter().map(|operator| operator.time_us).sum();
     operators.iter_mut().for_each(|operator| operator.share = operator.time_us / all);
     operators.sort_by(|a, b| b.time_us.total_cmp(&a.time_us));
-    Ok(Profile { runs, run_us: median_us(whole), operators })
+    Profile { runs, run_us: median_us(whole), operators }
 }
 
 fn median_us(mut times: Vec<Duration>) -> f64 {

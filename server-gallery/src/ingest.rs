@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use glimpse_embedder::{Embedder, decode_photo};
+use glimpse_embedder::{EmbedError, Embedder, decode_photo};
 use glimpse_protocol::SpaceId;
 use rayon::prelude::*;
 
@@ -28,11 +28,15 @@ pub trait Embed: Sync {
     fn space(&self) -> SpaceId;
     /// Components of a feature, `D`.
     fn dimension(&self) -> usize;
-    /// The unit feature, shape `[D]`, of the photo file with these bytes.
+    /// Photos that are embedded together.
+    fn batch(&self) -> usize;
+    /// What is embedded of the photo file with these bytes.
     ///
     /// # Errors
-    /// Why this photo has none, for people.
-    fn embed(&self, photo: &[u8]) -> Result<Vec<f32>, String>;
+    /// Why this photo cannot be, for people.
+    fn prepare(&self, photo: &[u8]) -> Result<Vec<f32>, String>;
+    /// The unit feature, shape `[D]`, of each, or why it has none.
+    fn embed(&self, prepared: &[Vec<f32>]) -> Vec<Result<Vec<f32>, String>>;
 }
 
 impl Embed for Embedder {
@@ -44,9 +48,18 @@ impl Embed for Embedder {
         self.dimension()
     }
 
-    fn embed(&self, photo: &[u8]) -> Result<Vec<f32>, String> {
+    fn batch(&self) -> usize {
+        self.network().batch()
+    }
+
+    fn prepare(&self, photo: &[u8]) -> Result<Vec<f32>, String> {
         let photo = decode_photo(photo).map_err(|error| error.to_string())?;
-        self.embed(&photo).map_err(|error| error.to_string())
+        Ok(self.metadata().preprocessing.tensor(&photo))
+    }
+
+    fn embed(&self, prepared: &[Vec<f32>]) -> Vec<Result<Vec<f32>, String>> {
+        let told = |feature: Result<_, EmbedError>| feature.map_err(|error| error.to_string());
+        self.embed_tensors(prepared).into_iter().map(told).collect()
     }
 }
 
@@ -91,11 +104,11 @@ pub fn run(
             break;
         }
         let photos: Vec<Photo> = batch
-            .par_iter()
-            .map(|source| {
-                let photo = read(source, embed, &known);
-                progress.done_one();
-                photo
+            .par_chunks(embed.batch().max(1))
+            .flat_map_iter(|sources| {
+                let photos = read(sources, embed, &known);
+                sources.iter().for_each(|_| progress.done_one());
+                photos
             })
             .collect();
         let (mut new, mut relabelled) = (Vec::new(), Vec::new());
@@ -116,7 +129,8 @@ pub fn run(
         // Somebody else has put another photo under their ids, or removed them, since we looked.
         let again = batch.iter().filter(|source| changed.contains(&source.id));
         for source in again {
-            match read(source, embed, &HashMap::new()) {
+            let photos = read(std::slice::from_ref(source), embed, &HashMap::new());
+            match photos.into_iter().next().unwrap_or(Photo::Unchanged) {
                 Photo::New(image, feature) => {
                     store.put(&[(image, feature)])?;
                     stored += 1;
@@ -139,11 +153,31 @@ enum Photo {
     Bad(String),
 }
 
-fn read(source: &Source, embed: &impl Embed, known: &HashMap<String, Image>) -> Photo {
-    let bytes = match read_bounded(source) {
-        Ok(bytes) => bytes,
-        Err(reason) => return Photo::Bad(reason),
+/// What becomes of each; those that are new are embedded together.
+fn read(sources: &[Source], embed: &impl Embed, known: &HashMap<String, Image>) -> Vec<Photo> {
+    let mut prepared = Vec::new();
+    let mut look = |source| {
+        let (image, photo) = look(source, embed, known)?;
+        prepared.push(photo);
+        Ok(image)
     };
+    let looked: Vec<Result<Image, Photo>> = sources.iter().map(&mut look).collect();
+    let mut features = embed.embed(&prepared).into_iter();
+    let mut embedded = |image| match features.next() {
+        Some(Ok(feature)) => Photo::New(image, feature),
+        Some(Err(reason)) => Photo::Bad(reason),
+        None => Photo::Bad("it was not embedded".to_owned()),
+    };
+    looked.into_iter().map(|looked| looked.map_or_else(|known| known, &mut embedded)).collect()
+}
+
+/// A photo that is to be embedded, and what is embedded of it; or what became of it without.
+fn look(
+    source: &Source,
+    embed: &impl Embed,
+    known: &HashMap<String, Image>,
+) -> Result<(Image, Vec<f32>), Photo> {
+    let bytes = read_bounded(source).map_err(Photo::Bad)?;
     let image = Image {
         id: source.id.clone(),
         // A server may run in another folder.
@@ -156,23 +190,17 @@ fn read(source: &Source, embed: &impl Embed, known: &HashMap<String, Image>) -> 
         attributes: source.attributes.clone(),
         photo_hash: *blake3::hash(&bytes).as_bytes(),
     };
-    match known.get(&image.id) {
-        Some(stored) if *stored == image => return Photo::Unchanged,
-        Some(stored) if stored.photo_hash == image.photo_hash => {
-            return match image.check() {
-                Ok(()) => Photo::Relabelled(image),
-                Err(error) => Photo::Bad(error.to_string()),
-            };
-        }
-        _ => {}
+    let stored = known.get(&image.id);
+    if stored == Some(&image) {
+        return Err(Photo::Unchanged);
     }
     // Before the work of embedding; the feature's shape and norm after it, so that one bad photo spoils no batch.
-    let feature =
-        image.check().map_err(|error: ImageError| error.to_string()).and_then(|()| embed.embed(&bytes));
-    match feature {
-        Ok(feature) => Photo::New(image, feature),
-        Err(reason) => Photo::Bad(reason),
+    image.check().map_err(|error: ImageError| Photo::Bad(error.to_string()))?;
+    if stored.is_some_and(|stored| stored.photo_hash == image.photo_hash) {
+        return Err(Photo::Relabelled(image));
     }
+    let prepared = embed.prepare(&bytes).map_err(Photo::Bad)?;
+    Ok((image, prepared))
 }
 
 fn read_bounded(source: &Source) -> Result<Vec<u8>, String> {
@@ -207,15 +235,23 @@ mod tests {
             2
         }
 
-        fn embed(&self, photo: &[u8]) -> Result<Vec<f32>, String> {
+        fn batch(&self) -> usize {
+            2
+        }
+
+        fn prepare(&self, photo: &[u8]) -> Result<Vec<f32>, String> {
             let count = self.embedded.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some((after, stop)) = &self.stop_after {
                 stop.fetch_or(count >= *after, Ordering::Relaxed);
             }
             match photo.first() {
                 None | Some(b'!') => Err("not a photo".to_owned()),
-                Some(byte) => Ok(vec![f32::from(*byte).cos(), f32::from(*byte).sin()]),
+                Some(byte) => Ok(vec![f32::from(*byte)]),
             }
+        }
+
+        fn embed(&self, prepared: &[Vec<f32>]) -> Vec<Result<Vec<f32>, String>> {
+            prepared.iter().map(|angle| Ok(vec![angle[0].cos(), angle[0].sin()])).collect()
         }
     }
 

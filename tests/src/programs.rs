@@ -50,6 +50,8 @@ impl Programs {
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.path(name));
         command.current_dir(workspace::root());
+        // What it keeps for the next time is not that of whoever runs us.
+        command.env_remove("CACHE_DIRECTORY").env("XDG_CACHE_HOME", self.dir.join("test-cache"));
         // Settings of whoever runs us are not the test's.
         for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("GLIMPSE_")) {
             command.env_remove(key);

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use glimpse_embedder::{Embedder, Network, Preprocessing, SpaceBundle, onnxruntime, read_photo};
+use glimpse_embedder::{
+    Embedder, EmbedderOptions, Network, Preprocessing, SpaceBundle, onnxruntime, read_photo,
+};
 use glimpse_tests::demo::ground_truth::GroundTruth;
 use glimpse_tests::fixture::Fixture;
 use glimpse_tests::foreign::Python;
@@ -74,7 +76,7 @@ fn the_gallery_network_gives_the_same_features_where_onnxruntime_is_loaded() {
     }
     onnxruntime::load(&library).unwrap();
     assert!(onnxruntime::load(text.path()).unwrap_err().to_string().contains("has loaded"));
-    let other = Embedder::load_preferred(&model).unwrap();
+    let other = Embedder::load_preferred(&model, &EmbedderOptions::default()).unwrap();
     let photos = GroundTruth::read(&workspace::demo()).unwrap().queries;
     for query in photos.iter().step_by(photos.len() / 6) {
         let photo = read_photo(&workspace::root().join(&query.photo)).unwrap();

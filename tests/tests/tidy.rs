@@ -10,11 +10,12 @@ use toml::{Table, Value};
 
 /// Folder, crate, and the crates of ours that it may depend on.
 #[rustfmt::skip]
-const CRATES: [(&str, &str, &[&str]); 10] = [
+const CRATES: [(&str, &str, &[&str]); 11] = [
     ("protocol", "glimpse-protocol", &[]),
     ("quantizer", "glimpse-quantizer", &["glimpse-protocol"]),
-    ("embedder", "glimpse-embedder", &["glimpse-protocol", "glimpse-kernels"]),
+    ("embedder", "glimpse-embedder", &["glimpse-protocol", "glimpse-kernels", "glimpse-plan"]),
     ("embedder/kernels", "glimpse-kernels", &[]),
+    ("embedder/plan", "glimpse-plan", &["glimpse-kernels"]),
     ("edge", "glimpse-edge", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder"]),
     ("server-gallery", "glimpse-gallery", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder"]),
     ("trainer", "glimpse-trainer", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder", "burn-onnx-export"]),

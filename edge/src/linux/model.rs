@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use glimpse_embedder::{
-    EmbedError, ModelError, RgbImage, SelfTestError, SpaceBundle, SpaceError, read_metadata,
+    EmbedError, EmbedderOptions, ModelError, PlanCache, RgbImage, SelfTestError, SpaceBundle, SpaceError,
+    read_metadata,
 };
 use glimpse_protocol::{Codec, CodecError, Embedding, ModelId, SpaceId};
 use glimpse_quantizer::Codebook;
@@ -175,7 +176,11 @@ impl QueryModel {
     /// # Errors
     /// One that cannot be used.
     pub fn load_file(path: &Path) -> Result<Self, QueryModelError> {
-        let embedder = glimpse_embedder::Embedder::load(path)?;
+        let options = EmbedderOptions::default();
+        let embedder = match PlanCache::of_environment("glimpse-edge") {
+            Some(cache) => glimpse_embedder::Embedder::load_cached(path, &options, &cache)?,
+            None => glimpse_embedder::Embedder::load_with(path, &options)?,
+        };
         let id = model_id(path);
         let id = id.map_err(|source| QueryModelError::Read { path: path.to_owned(), source })?;
         Ok(Self { embedder, id })

@@ -11,6 +11,7 @@
 
 use crate::Clamp;
 use crate::lanes::Lanes;
+use alloc::vec::Vec;
 
 /// How sums become activations again: `byte = round(real / step) + zero point`, ties to even, within 0 to 255.
 #[derive(Debug, Clone, Copy, PartialEq)]

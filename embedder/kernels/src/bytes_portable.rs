@@ -7,6 +7,15 @@
 
 use crate::bytes::{Columns, DEPTH, Dots, Reals, Scaling};
 use crate::lanes::{Lanes as _, Plain};
+use alloc::vec::Vec;
+
+/// The next whole number, ties to even.
+fn ties_to_even(value: f32) -> f32 {
+    #[cfg(not(target_os = "none"))]
+    return value.round_ties_even();
+    #[cfg(target_os = "none")]
+    return libm::rintf(value);
+}
 
 /// Sums of eight channels.
 #[derive(Clone, Copy)]
@@ -20,7 +29,7 @@ impl Reals for Plain {
         unsafe { self.store(values.as_mut_ptr()) };
         for (lane, value) in values.into_iter().enumerate().take(count) {
             // SAFETY: the caller's pointer is valid for `count` bytes.
-            unsafe { *to.add(lane) = (value.round_ties_even() as i32 + zero) as u8 };
+            unsafe { *to.add(lane) = (ties_to_even(value) as i32 + zero) as u8 };
         }
     }
 }

@@ -14,6 +14,7 @@
     clippy::wildcard_imports,
     reason = "intrinsics, whose names say where they are from; not reported in tests"
 )]
+use alloc::vec::Vec;
 use core::arch::x86_64::*;
 
 use crate::bytes::{Columns, Dots, Reals, Scaling};

@@ -8,17 +8,18 @@
 
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
 
+use alloc::vec::Vec;
 #[cfg(target_arch = "aarch64")]
-use std::arch::aarch64::float32x4_t;
+use core::arch::aarch64::float32x4_t;
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
-use std::ops::Range;
+use core::arch::x86_64::{__m256, __m512};
+use core::ops::Range;
 
 #[cfg(target_arch = "aarch64")]
 use crate::lanes::Pair;
 use crate::lanes::{Lanes, Plain};
 use crate::shape::{Line, flat, flat_mut, lines_f32, values};
-use crate::{Clamp, Isa, Window};
+use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 
 /// Bytes of input that are kept near while all panels look at them: half of a small second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -95,17 +96,8 @@ impl Dense {
         let isa = isa.or_portable();
         let width = isa.width();
         let depth = inputs * taps;
-        let mut panels = Vec::new();
-        let (mut weights_at, mut bias_at, mut channel) = (0, 0, 0);
-        for registers in panel_widths(outputs.div_ceil(width), REGISTERS_MAX) {
-            let end = (channel + registers * width).min(outputs);
-            panels.push(Panel { channels: channel..end, registers, weights: weights_at, bias: bias_at });
-            // A panel begins at a boundary of 64 bytes.
-            weights_at += (registers * width * depth).next_multiple_of(16);
-            bias_at += (registers * width).next_multiple_of(16);
-            channel = end;
-        }
-        let (mut packed, mut packed_bias) = (lines_f32(weights_at), lines_f32(bias_at));
+        let (panels, weights_end, bias_end) = panels(isa, outputs, depth);
+        let (mut packed, mut packed_bias) = (lines_f32(weights_end), lines_f32(bias_end));
         for panel in &panels {
             let lanes = panel.registers * width;
             for value in 0..depth {
@@ -122,6 +114,32 @@ impl Dense {
             }
         }
         Self { isa, channels, window, layout, clamp, panels, weights: packed, bias: packed_bias }
+    }
+
+    /// Puts it with its weights as they are packed.
+    pub fn write(&self, to: &mut Writer) {
+        to.isa(self.isa);
+        to.counts(&self.channels);
+        to.window(&self.window);
+        to.count(usize::from(self.layout == Layout::Planes));
+        to.clamp(self.clamp);
+        to.lines(&self.weights);
+        to.lines(&self.bias);
+    }
+
+    /// What [`write`](Self::write) put.
+    ///
+    /// # Errors
+    /// Something else, or for another processor.
+    pub fn read(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let (isa, channels, window) = (from.isa()?, from.counts()?, from.window()?);
+        let layout = if from.flag()? { Layout::Planes } else { Layout::ChannelsLast };
+        let clamp = from.clamp()?;
+        let [inputs, outputs] = channels;
+        from.holds(&[inputs, outputs, window.kernel[0], window.kernel[1]], 4)?;
+        let (panels, weights, bias) = panels(isa, outputs, inputs * window.kernel[0] * window.kernel[1]);
+        let (weights, bias) = (from.lines(weights)?, from.lines(bias)?);
+        Ok(Self { isa, channels, window, layout, clamp, panels, weights, bias })
     }
 
     /// Input and output channels.
@@ -283,6 +301,22 @@ impl Dense {
             }
         }
     }
+}
+
+/// Panels of so many output channels, and how many weights and biases there are in all of them with what fills them up.
+fn panels(isa: Isa, outputs: usize, depth: usize) -> (Vec<Panel>, usize, usize) {
+    let width = isa.width();
+    let mut panels = Vec::new();
+    let (mut weights, mut bias, mut channel) = (0, 0, 0);
+    for registers in panel_widths(outputs.div_ceil(width), REGISTERS_MAX) {
+        let end = (channel + registers * width).min(outputs);
+        panels.push(Panel { channels: channel..end, registers, weights, bias });
+        // A panel begins at a boundary of 64 bytes.
+        weights += (registers * width * depth).next_multiple_of(16);
+        bias += (registers * width).next_multiple_of(16);
+        channel = end;
+    }
+    (panels, weights, bias)
 }
 
 struct Edge {

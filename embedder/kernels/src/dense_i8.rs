@@ -5,7 +5,9 @@
 
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
 
-use std::ops::Range;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::bytes::{DEPTH, Dots, Reals as _, Rounding, Scaling};
 #[cfg(target_arch = "aarch64")]
@@ -16,7 +18,7 @@ use crate::bytes_x86::{Half, Wide};
 use crate::dense::panel_widths;
 use crate::lanes::Lanes;
 use crate::shape::{Line, flat, flat_mut, values};
-use crate::{Clamp, Isa, Window};
+use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 
 /// Bytes of copied windows that all panels look at together.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -116,22 +118,10 @@ impl DenseI8 {
         let isa = isa.or_portable();
         let width = isa.dot_width();
         let depth = (inputs * taps).next_multiple_of(DEPTH);
-        let (mut panels, mut weights_at, mut lanes_at, mut channel) = (Vec::new(), 0, 0, 0);
-        let most = match isa {
-            Isa::NeonDot => 4,
-            Isa::Neon if depth <= SHALLOW => 4,
-            _ => 3,
-        };
-        for registers in panel_widths(outputs.div_ceil(width), most) {
-            let end = (channel + registers * width).min(outputs);
-            panels.push(Panel { channels: channel..end, registers, weights: weights_at, lanes: lanes_at });
-            weights_at += (registers * width * depth).next_multiple_of(64);
-            lanes_at += (registers * width).next_multiple_of(16);
-            channel = end;
-        }
-        let mut packed = vec![Line([0_i8; 64]); weights_at / 64];
-        let mut bias = vec![Line([0_i32; 16]); lanes_at / 16];
-        let mut steps = vec![Line([0_f32; 16]); lanes_at / 16];
+        let (panels, weights_end, lanes_end) = panels(isa, outputs, depth);
+        let mut packed = vec![Line([0_i8; 64]); weights_end / 64];
+        let mut bias = vec![Line([0_i32; 16]); lanes_end / 16];
+        let mut steps = vec![Line([0_f32; 16]); lanes_end / 16];
         let mut steps_to_bytes = steps.clone();
         let to_bytes = rounding.map_or(1.0, |rounding| rounding.step.recip());
         let zero = i32::from(integers.zero_point) - isa.flip_offset();
@@ -172,9 +162,57 @@ impl DenseI8 {
         }
     }
 
+    /// Puts it with its weights as they are packed.
+    pub fn write(&self, to: &mut Writer) {
+        to.isa(self.isa);
+        to.counts(&self.channels);
+        to.window(&self.window);
+        to.clamp(self.clamp);
+        to.rounding(self.rounding);
+        to.bytes(&[self.edge]);
+        to.lines(&self.weights);
+        to.lines(&self.bias);
+        to.lines(&self.steps);
+        to.lines(&self.steps_to_bytes);
+    }
+
+    /// What [`write`](Self::write) put.
+    ///
+    /// # Errors
+    /// Something else, or for another processor.
+    pub fn read(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let (isa, channels, window) = (from.isa()?, from.counts()?, from.window()?);
+        let (clamp, rounding, edge) = (from.clamp()?, from.rounding()?, from.bytes(1)?[0]);
+        let [inputs, outputs] = channels;
+        from.holds(&[inputs, outputs, window.kernel[0], window.kernel[1]], 1)?;
+        let depth = (inputs * window.kernel[0] * window.kernel[1]).next_multiple_of(DEPTH);
+        let (panels, weights, lanes) = panels(isa, outputs, depth);
+        let (weights, bias) = (from.lines(weights)?, from.lines(lanes)?);
+        let (steps, steps_to_bytes) = (from.lines(lanes)?, from.lines(lanes)?);
+        Ok(Self {
+            isa,
+            channels,
+            window,
+            clamp,
+            rounding,
+            edge,
+            depth,
+            panels,
+            weights,
+            bias,
+            steps,
+            steps_to_bytes,
+        })
+    }
+
     /// Input and output channels.
     pub const fn channels(&self) -> [usize; 2] {
         self.channels
+    }
+
+    /// Whether it can write bytes.
+    pub const fn rounds(&self) -> bool {
+        self.rounding.is_some()
     }
 
     /// Where it looks.
@@ -322,6 +360,26 @@ impl DenseI8 {
             }
         }
     }
+}
+
+/// Panels of so many output channels, and how many weights and lanes there are in all of them with what fills them up.
+fn panels(isa: Isa, outputs: usize, depth: usize) -> (Vec<Panel>, usize, usize) {
+    let width = isa.dot_width();
+    let most = match isa {
+        Isa::NeonDot => 4,
+        Isa::Neon if depth <= SHALLOW => 4,
+        _ => 3,
+    };
+    let mut panels = Vec::new();
+    let (mut weights, mut lanes, mut channel) = (0, 0, 0);
+    for registers in panel_widths(outputs.div_ceil(width), most) {
+        let end = (channel + registers * width).min(outputs);
+        panels.push(Panel { channels: channel..end, registers, weights, lanes });
+        weights += (registers * width * depth).next_multiple_of(64);
+        lanes += (registers * width).next_multiple_of(16);
+        channel = end;
+    }
+    (panels, weights, lanes)
 }
 
 /// Bytes that are copied at once.

@@ -5,17 +5,18 @@
 
 #![expect(clippy::inline_always, reason = "bodies must end up inside the functions that enable instructions")]
 
+use alloc::vec::Vec;
 #[cfg(target_arch = "aarch64")]
-use std::arch::aarch64::float32x4_t;
+use core::arch::aarch64::float32x4_t;
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
-use std::ops::Range;
+use core::arch::x86_64::{__m256, __m512};
+use core::ops::Range;
 
 #[cfg(target_arch = "aarch64")]
 use crate::lanes::Pair;
 use crate::lanes::{Lanes, Plain};
 use crate::shape::{Line, flat, flat_mut, for_window, lines_f32, values};
-use crate::{Clamp, Isa, Window};
+use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 
 /// A convolution of `f32` of each channel by itself, its weights packed for one set of instructions.
 #[derive(Debug, Clone)]
@@ -45,7 +46,7 @@ impl Depthwise {
         assert!(bias.is_none_or(|bias| bias.len() == channels), "a bias for each channel");
         let isa = isa.or_portable();
         let width = isa.width();
-        let mut packed = lines_f32(channels.div_ceil(width) * (taps + 1) * width);
+        let mut packed = lines_f32(packed_len(isa, channels, taps));
         let values = flat_mut(&mut packed);
         for channel in 0..channels {
             let at = channel / width * (taps + 1) * width + channel % width;
@@ -55,6 +56,28 @@ impl Depthwise {
             }
         }
         Self { isa, channels, window, clamp, weights: packed }
+    }
+
+    /// Puts it with its weights as they are packed.
+    pub fn write(&self, to: &mut Writer) {
+        to.isa(self.isa);
+        to.count(self.channels);
+        to.window(&self.window);
+        to.clamp(self.clamp);
+        to.lines(&self.weights);
+    }
+
+    /// What [`write`](Self::write) put.
+    ///
+    /// # Errors
+    /// Something else, or for another processor.
+    pub fn read(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let (isa, channels, window) = (from.isa()?, from.count()?, from.window()?);
+        let clamp = from.clamp()?;
+        let [height, width] = window.kernel;
+        from.holds(&[channels, height, width], 4)?;
+        let weights = from.lines(packed_len(isa, channels, height * width))?;
+        Ok(Self { isa, channels, window, clamp, weights })
     }
 
     /// Number of channels.
@@ -102,6 +125,11 @@ impl Depthwise {
             }
         }
     }
+}
+
+/// Weights and biases with what fills registers up.
+const fn packed_len(isa: Isa, channels: usize, taps: usize) -> usize {
+    channels.next_multiple_of(isa.width()) * (taps + 1)
 }
 
 /// A row of the output, and what it looks at.
@@ -218,7 +246,7 @@ struct Part<'a, L> {
     /// How many channels there are: a register's, or fewer at the end.
     count: usize,
     clamp: Clamp,
-    lanes: std::marker::PhantomData<L>,
+    lanes: core::marker::PhantomData<L>,
 }
 
 impl<'a, L: Lanes> Part<'a, L> {
@@ -238,7 +266,7 @@ impl<'a, L: Lanes> Part<'a, L> {
             channel,
             count: (channels - channel).min(L::WIDTH),
             clamp: depthwise.clamp,
-            lanes: std::marker::PhantomData,
+            lanes: core::marker::PhantomData,
         }
     }
 

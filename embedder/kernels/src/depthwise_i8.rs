@@ -8,7 +8,9 @@
 #[cfg(target_arch = "aarch64")]
 mod planes;
 
-use std::ops::Range;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::bytes::{Columns, Rounding, Scaling};
 use crate::bytes_portable::Sums;
@@ -16,7 +18,7 @@ use crate::bytes_portable::Sums;
 use crate::bytes_x86::{HalfColumns, WideColumns};
 use crate::dense_i8::{Integers, Outputs};
 use crate::shape::{Line, flat, flat_mut, for_window, values};
-use crate::{Clamp, Isa, Window};
+use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 #[cfg(target_arch = "aarch64")]
 use planes::neon;
 
@@ -87,9 +89,42 @@ impl DepthwiseI8 {
         Self { isa, channels, window, clamp, rounding, edge, weights, bias, steps, steps_to_bytes }
     }
 
+    /// Puts it with its weights as they are packed.
+    pub fn write(&self, to: &mut Writer) {
+        to.isa(self.isa);
+        to.count(self.channels);
+        to.window(&self.window);
+        to.clamp(self.clamp);
+        to.rounding(self.rounding);
+        to.bytes(&[self.edge]);
+        to.lines(&self.weights);
+        to.lines(&self.bias);
+        to.lines(&self.steps);
+        to.lines(&self.steps_to_bytes);
+    }
+
+    /// What [`write`](Self::write) put.
+    ///
+    /// # Errors
+    /// Something else, or for another processor.
+    pub fn read(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let (isa, channels, window) = (from.isa()?, from.count()?, from.window()?);
+        let (clamp, rounding, edge) = (from.clamp()?, from.rounding()?, from.bytes(1)?[0]);
+        from.holds(&[channels, window.kernel[0], window.kernel[1]], 1)?;
+        let (weights, lanes) = packed_len(isa, channels, &window);
+        let (weights, bias) = (from.lines(weights)?, from.lines(lanes)?);
+        let (steps, steps_to_bytes) = (from.lines(lanes)?, from.lines(lanes)?);
+        Ok(Self { isa, channels, window, clamp, rounding, edge, weights, bias, steps, steps_to_bytes })
+    }
+
     /// Number of channels.
     pub const fn channels(&self) -> usize {
         self.channels
+    }
+
+    /// Whether it can write bytes.
+    pub const fn rounds(&self) -> bool {
+        self.rounding.is_some()
     }
 
     /// Where it looks.
@@ -129,6 +164,24 @@ impl DepthwiseI8 {
                 _ => for_window!(self.window, portable, self, &work),
             }
         }
+    }
+}
+
+/// How many weights and lanes there are with what fills registers up.
+fn packed_len(isa: Isa, channels: usize, window: &Window) -> (usize, usize) {
+    let [height, width] = window.kernel;
+    let of = |lanes: usize| {
+        let padded = channels.next_multiple_of(lanes);
+        (padded * width * height.next_multiple_of(4), padded)
+    };
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => of(WideColumns::WIDTH),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => of(HalfColumns::WIDTH),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDot => (planes::arranged_len(channels, height * width), channels),
+        _ => of(Sums::WIDTH),
     }
 }
 

@@ -14,8 +14,10 @@
 //! - `bytes`: what int8 kernels are made of; `bytes_portable`, `bytes_x86` and `bytes_neon` are their instructions.
 //! - `dense_i8`, `depthwise_i8`: the same convolutions of bytes ([`DenseI8`], [`DepthwiseI8`]).
 //! - `quantize`: real numbers to bytes ([`quantize()`]).
+//! - `packed`: kernels as bytes in a file ([`Writer`], [`Reader`]).
 //!
-//! There is no graph here, and no tensor: the embedder knows these.
+//! There is no graph here, and no tensor: the embedder knows these. Nothing but memory is asked of the system, and without one
+//! (`target_os = "none"`) the crate is `no_std`.
 //!
 //! ```
 //! use glimpse_kernels::{Clamp, Dense, Isa, Layout, Window};
@@ -27,6 +29,9 @@
 //! convolution.run([1, 2], &[1.0, 2.0, 3.0, 5.0], None, &mut output);
 //! assert_eq!(output, [3.0, 1.5, 8.0, 4.0]);
 //! ```
+#![cfg_attr(target_os = "none", no_std)]
+
+extern crate alloc;
 
 mod bytes;
 #[cfg(target_arch = "aarch64")]
@@ -40,6 +45,7 @@ mod depthwise;
 mod depthwise_i8;
 mod isa;
 mod lanes;
+mod packed;
 mod quantize;
 mod shape;
 
@@ -49,6 +55,7 @@ pub use dense_i8::{DenseI8, Integers, Outputs};
 pub use depthwise::Depthwise;
 pub use depthwise_i8::DepthwiseI8;
 pub use isa::Isa;
+pub use packed::{Damaged, Reader, Writer};
 pub use quantize::quantize;
 pub use shape::{Clamp, Window};
 

@@ -1,9 +1,10 @@
 //! Real numbers to bytes.
 
+use alloc::vec;
 #[cfg(target_arch = "aarch64")]
-use std::arch::aarch64::float32x4_t;
+use core::arch::aarch64::float32x4_t;
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
+use core::arch::x86_64::{__m256, __m512};
 
 use crate::bytes::{Reals, Rounding};
 use crate::lanes::Plain;

@@ -1,5 +1,8 @@
 //! Where a window of a convolution looks.
 
+use alloc::vec;
+use alloc::vec::Vec;
+
 /// Windows over an image: a kernel of `kernel` pixels, moved by `stride`, over an image with `pads` around it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Window {

@@ -7,7 +7,8 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    Clamp, Dense, DenseI8, Depthwise, DepthwiseI8, Integers, Isa, Layout, Outputs, Rounding, Window, quantize,
+    Clamp, Damaged, Dense, DenseI8, Depthwise, DepthwiseI8, Integers, Isa, Layout, Outputs, Reader, Rounding,
+    Window, Writer, quantize,
 };
 
 /// Values in -1..1.
@@ -73,6 +74,20 @@ fn check_near(isa: Isa, found: &[f32], expected: &[f32], terms: usize) -> Result
     Ok(())
 }
 
+/// A kernel that was written and read again; whatever is shorter is none.
+fn again<K>(write: impl Fn(&mut Writer), read: impl Fn(&mut Reader<'_>) -> Result<K, Damaged>) -> K {
+    let mut to = Writer::new();
+    write(&mut to);
+    let bytes = to.into_bytes();
+    for length in [0, 1, 8, 40, bytes.len() / 2, bytes.len() - 64, bytes.len() - 1] {
+        assert!(read(&mut Reader::new(&bytes[..length])).is_err(), "{length} of {} bytes", bytes.len());
+    }
+    let mut from = Reader::new(&bytes);
+    let kernel = read(&mut from).unwrap();
+    assert_eq!(from.left(), 0);
+    kernel
+}
+
 prop_compose! {
     /// Windows of any kind on images that they fit into.
     fn windows()(
@@ -127,6 +142,7 @@ proptest! {
         };
         for isa in Isa::available() {
             let dense = Dense::new(isa, channels, window.clone(), layout, (&weights, Some(&bias)), clamp);
+            let dense = again(|to| dense.write(to), Dense::read);
             let mut output = vec![f32::NAN; expected.len()];
             dense.run(image, &input, residual, &mut output);
             check_near(isa, &output, &expected, inputs * taps)?;
@@ -188,6 +204,7 @@ proptest! {
         let expected = naive.run(image, &input, None);
         for isa in Isa::available() {
             let depthwise = Depthwise::new(isa, channels, window.clone(), (&weights, Some(&bias)), clamp);
+            let depthwise = again(|to| depthwise.write(to), Depthwise::read);
             let mut output = vec![f32::NAN; expected.len()];
             depthwise.run(image, &input, &mut output);
             check_near(isa, &output, &expected, taps)?;
@@ -331,6 +348,7 @@ proptest! {
         let expected = drawn.expected(&naive, image, with_residual);
         for isa in Isa::available() {
             let dense = DenseI8::new(isa, channels, window.clone(), drawn.integers(), clamp, Some(drawn.rounding));
+            let dense = again(|to| dense.write(to), DenseI8::read);
             drawn.check(isa, &expected, (size, seed), |(rows, at), input, outputs| {
                 let residual = with_residual.then_some(&drawn.residual[at]);
                 dense.run_rows(rows, image, input, residual, outputs);
@@ -362,6 +380,7 @@ proptest! {
         for isa in Isa::available() {
             let depthwise =
                 DepthwiseI8::new(isa, channels, window.clone(), drawn.integers(), clamp, Some(drawn.rounding));
+            let depthwise = again(|to| depthwise.write(to), DepthwiseI8::read);
             drawn.check(isa, &expected, (size, seed), |(rows, _), input, outputs| {
                 depthwise.run_rows(rows, image, input, outputs);
             })?;

@@ -1,9 +1,9 @@
 //! The engine's view of our kernels.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use glimpse_kernels::{Dense, DenseI8, Depthwise, DepthwiseI8, Layout, Outputs, Window};
+use glimpse_kernels::{Layout, Window};
+use glimpse_plan::{Alone, Input, Kernel, Outputs, Workers};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tract_onnx::prelude::*;
@@ -15,48 +15,11 @@ use tract_onnx::tract_core::ops::{Cost, EvalOp, Op, TypedOp};
 /// so). One of bytes writes real numbers, bytes, or both, in this order.
 #[derive(Debug, Clone)]
 pub(crate) struct Convolution {
-    kernel: Arc<Kernel>,
+    pub(crate) kernel: Arc<Kernel>,
     /// Height and width of the input, in pixels.
-    image: [usize; 2],
-    real: bool,
-    bytes: bool,
-}
-
-#[derive(Debug)]
-pub(crate) enum Kernel {
-    Dense(Dense),
-    Depthwise(Depthwise),
-    DenseI8(DenseI8),
-    DepthwiseI8(DepthwiseI8),
-}
-
-impl Kernel {
-    fn window(&self) -> &Window {
-        match self {
-            Self::Dense(dense) => dense.window(),
-            Self::Depthwise(depthwise) => depthwise.window(),
-            Self::DenseI8(dense) => dense.window(),
-            Self::DepthwiseI8(depthwise) => depthwise.window(),
-        }
-    }
-
-    const fn reads_bytes(&self) -> bool {
-        matches!(self, Self::DenseI8(_) | Self::DepthwiseI8(_))
-    }
-
-    const fn is_depthwise(&self) -> bool {
-        matches!(self, Self::Depthwise(_) | Self::DepthwiseI8(_))
-    }
-
-    /// Of input and output.
-    fn channels(&self) -> [usize; 2] {
-        match self {
-            Self::Dense(dense) => dense.channels(),
-            Self::Depthwise(depthwise) => [depthwise.channels(); 2],
-            Self::DenseI8(dense) => dense.channels(),
-            Self::DepthwiseI8(depthwise) => [depthwise.channels(); 2],
-        }
-    }
+    pub(crate) image: [usize; 2],
+    pub(crate) real: bool,
+    pub(crate) bytes: bool,
 }
 
 impl PartialEq for Convolution {
@@ -73,39 +36,29 @@ impl Convolution {
         Self { kernel: Arc::new(kernel), image, real, bytes }
     }
 
+    /// Whether each pixel of the output comes of one of the input, and these lie one after the other.
+    fn is_by_pixel(&self) -> bool {
+        !self.kernel.is_depthwise()
+            && self.kernel.layout() == Layout::ChannelsLast
+            && self.kernel.window() == &Window::POINT
+    }
+
     fn output_size(&self) -> TractResult<[usize; 2]> {
         self.kernel.window().output(self.image).context("a kernel that fits into its image")
     }
 
     fn input_shape(&self, images: usize) -> [usize; 4] {
         let ([height, width], [channels, _]) = (self.image, self.kernel.channels());
-        match &*self.kernel {
-            Kernel::Dense(dense) if dense.layout() == Layout::Planes => [images, channels, height, width],
-            _ => [images, height, width, channels],
+        match self.kernel.layout() {
+            Layout::Planes => [images, channels, height, width],
+            Layout::ChannelsLast => [images, height, width, channels],
         }
-    }
-
-    /// Multiply-adds for one image.
-    pub(crate) fn multiply_adds(&self) -> u64 {
-        let [height, width] = self.output_size().unwrap_or_default();
-        let [inputs, outputs] = self.kernel.channels();
-        let [tall, wide] = self.kernel.window().kernel;
-        let depth = if self.kernel.is_depthwise() { 1 } else { inputs };
-        [height, width, outputs, tall, wide, depth].iter().map(|x| *x as u64).product()
     }
 }
 
 impl Op for Convolution {
     fn name(&self) -> StaticName {
-        let point = self.kernel.window() == &Window::POINT;
-        match (self.kernel.is_depthwise(), point, self.kernel.reads_bytes()) {
-            (true, _, false) => "GlimpseDepthwise".into(),
-            (true, _, true) => "GlimpseDepthwiseI8".into(),
-            (false, true, false) => "GlimpsePointwise".into(),
-            (false, true, true) => "GlimpsePointwiseI8".into(),
-            (false, false, false) => "GlimpseDense".into(),
-            (false, false, true) => "GlimpseDenseI8".into(),
-        }
+        self.kernel.name().into()
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
@@ -133,9 +86,15 @@ impl EvalOp for Convolution {
             let real = self.real.then(|| Tensor::uninitialized::<f32>(&shape)).transpose()?;
             (real, self.bytes.then(|| Tensor::uninitialized::<u8>(&shape)).transpose()?)
         };
-        for image in 0..images {
-            let residual = residual.map(|residual| part(residual, image, images));
-            self.image(image, images, &inputs[0], residual, (real.as_mut(), bytes.as_mut()))?;
+        // To a 1x1 convolution a batch is one tall image: its weights are then read once for all.
+        let (images, image) = if self.is_by_pixel() {
+            (1, [images * self.image[0], self.image[1]])
+        } else {
+            (images, self.image)
+        };
+        for number in 0..images {
+            let residual = residual.map(|residual| part(residual, number, images));
+            self.image((number, images), image, &inputs[0], residual, (real.as_mut(), bytes.as_mut()))?;
         }
         Ok([real, bytes].into_iter().flatten().map(IntoTValue::into_tvalue).collect())
     }
@@ -153,94 +112,50 @@ fn part_mut<T>(all: &mut [T], image: usize, images: usize) -> &mut [T] {
     &mut all[image * size..][..size]
 }
 
-/// Multiply-adds that are worth waking another thread for.
-const MULTIPLY_ADDS_A_THREAD: u64 = 200_000;
-
-/// Rows of the output that one thread makes.
-struct Rows<'a> {
-    rows: Range<usize>,
-    residual: Option<&'a [f32]>,
-    outputs: Outputs<'a>,
-}
-
 impl Convolution {
+    /// Runs on one of several images of a height and width.
     fn image(
         &self,
-        image: usize,
-        images: usize,
+        (number, images): (usize, usize),
+        image: [usize; 2],
         input: &Tensor,
         residual: Option<&[f32]>,
         (real, bytes): (Option<&mut Tensor>, Option<&mut Tensor>),
     ) -> TractResult<()> {
-        let [height, width] = self.output_size()?;
-        let line = width * self.kernel.channels()[1];
         let mut real = real.map(Tensor::try_as_plain_ram_mut).transpose()?;
         let mut bytes = bytes.map(Tensor::try_as_plain_ram_mut).transpose()?;
         let real = real.as_mut().map(|real| real.as_slice_mut::<f32>()).transpose()?;
         let bytes = bytes.as_mut().map(|bytes| bytes.as_slice_mut::<u8>()).transpose()?;
-        let (mut real, mut bytes) = (
-            real.map(|real| part_mut(real, image, images)),
-            bytes.map(|bytes| part_mut(bytes, image, images)),
-        );
-        let pool = match multithread::current_tract_executor() {
-            multithread::Executor::MultiThread(pool) if pool.current_num_threads() > 1 => Some(pool),
-            _ => None,
+        let outputs = Outputs {
+            real: real.map(|real| part_mut(real, number, images)),
+            bytes: bytes.map(|bytes| part_mut(bytes, number, images)),
         };
-        let threads = pool.as_ref().map_or(1, |pool| pool.current_num_threads());
-        let worth = usize::try_from(self.multiply_adds() / MULTIPLY_ADDS_A_THREAD)?.clamp(1, threads);
-        // Each output value is the same however the rows are shared out.
-        let step = height.div_ceil(worth).max(1);
-        let mut shares = Vec::with_capacity(worth);
-        for first in (0..height).step_by(step) {
-            let rows = first..(first + step).min(height);
-            let length = rows.len() * line;
-            let outputs = Outputs {
-                real: real.as_mut().and_then(|real| real.split_off_mut(..length)),
-                bytes: bytes.as_mut().and_then(|bytes| bytes.split_off_mut(..length)),
-            };
-            let residual = residual.map(|residual| &residual[first * line..][..length]);
-            shares.push(Rows { rows, residual, outputs });
-        }
         let input = input.try_as_plain_ram()?;
-        match &*self.kernel {
-            Kernel::Dense(dense) => {
-                let input = part(input.as_slice::<f32>()?, image, images);
-                share(pool.as_deref(), shares, |Rows { rows, residual, outputs }| {
-                    if let Some(real) = outputs.real {
-                        dense.run_rows(rows, self.image, input, residual, real);
-                    }
-                });
+        let input = if self.kernel.reads_bytes() {
+            Input::Bytes(part(input.as_slice::<u8>()?, number, images))
+        } else {
+            Input::Real(part(input.as_slice::<f32>()?, number, images))
+        };
+        match multithread::current_tract_executor() {
+            multithread::Executor::MultiThread(pool) => {
+                self.kernel.run_image(&Pool(&pool), image, input, residual, outputs);
             }
-            Kernel::Depthwise(depthwise) => {
-                let input = part(input.as_slice::<f32>()?, image, images);
-                share(pool.as_deref(), shares, |Rows { rows, outputs, .. }| {
-                    if let Some(real) = outputs.real {
-                        depthwise.run_rows(rows, self.image, input, real);
-                    }
-                });
-            }
-            Kernel::DenseI8(dense) => {
-                let input = part(input.as_slice::<u8>()?, image, images);
-                share(pool.as_deref(), shares, |Rows { rows, residual, outputs }| {
-                    dense.run_rows(rows, self.image, input, residual, outputs);
-                });
-            }
-            Kernel::DepthwiseI8(depthwise) => {
-                let input = part(input.as_slice::<u8>()?, image, images);
-                share(pool.as_deref(), shares, |Rows { rows, outputs, .. }| {
-                    depthwise.run_rows(rows, self.image, input, outputs);
-                });
-            }
+            _ => self.kernel.run_image(&Alone, image, input, residual, outputs),
         }
         Ok(())
     }
 }
 
-/// Runs each share, on the threads of a pool where there is one.
-fn share<'a>(pool: Option<&ThreadPool>, shares: Vec<Rows<'a>>, run: impl Fn(Rows<'a>) + Send + Sync) {
-    match pool.filter(|_| shares.len() > 1) {
-        Some(pool) => pool.install(|| shares.into_par_iter().for_each(run)),
-        None => shares.into_iter().for_each(run),
+/// Threads that run a convolution together.
+pub(crate) struct Pool<'a>(pub(crate) &'a ThreadPool);
+
+impl Workers for Pool<'_> {
+    fn count(&self) -> usize {
+        self.0.current_num_threads()
+    }
+
+    fn share<T: Send>(&self, shares: Vec<T>, run: impl Fn(T) + Send + Sync) {
+        self.0.install(|| shares.into_par_iter().for_each(run));
     }
 }
 
@@ -260,7 +175,7 @@ impl TypedOp for Convolution {
 
     fn cost(&self, inputs: &[&TypedFact]) -> TractResult<TVec<(Cost, TDim)>> {
         let images = inputs[0].shape.as_concrete().map_or(1, |shape| shape[0]);
-        let multiply_adds = self.multiply_adds() as i64 * images as i64;
+        let multiply_adds = self.kernel.multiply_adds(self.image) as i64 * images as i64;
         Ok(tvec!((Cost::FMA(f32::datum_type()), multiply_adds.to_dim())))
     }
 }

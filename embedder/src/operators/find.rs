@@ -6,6 +6,7 @@ use std::sync::Arc;
 use glimpse_kernels::{
     Clamp, Dense, DenseI8, Depthwise, DepthwiseI8, Integers, Isa, Layout, Rounding, Window,
 };
+use glimpse_plan::Kernel;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec};
@@ -14,7 +15,7 @@ use tract_onnx::tract_core::ops::math::{Add, Max, Min};
 use tract_onnx::tract_core::ops::nn::DataFormat;
 use tract_onnx::tract_core::ops::quant::{DequantizeLinearF32, QuantizeLinearU8};
 
-use super::convolution::{Convolution, Kernel};
+use super::convolution::Convolution;
 use crate::EmbedderOptions;
 
 /// Input channels up to which a convolution reads planes as well as it reads channels last: one register would be nearly empty.

@@ -22,7 +22,7 @@ use crate::EmbedderOptions;
 
 pub(crate) mod convolution;
 mod find;
-mod rounding;
+pub(crate) mod rounding;
 
 use find::Found;
 

@@ -8,10 +8,10 @@ use tract_onnx::tract_core::ops::{EvalOp, Op, TypedOp};
 
 /// An image in any layout to bytes, `[N, height, width, channels]`.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Round {
-    pub(super) isa: Isa,
-    pub(super) rounding: Rounding,
-    pub(super) layout: Layout,
+pub(crate) struct Round {
+    pub(crate) isa: Isa,
+    pub(crate) rounding: Rounding,
+    pub(crate) layout: Layout,
 }
 
 impl Eq for Round {}
@@ -61,9 +61,9 @@ impl TypedOp for Round {
 
 /// Bytes to what they stand for, in the shape that they have.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Unround {
-    pub(super) isa: Isa,
-    pub(super) rounding: Rounding,
+pub(crate) struct Unround {
+    pub(crate) isa: Isa,
+    pub(crate) rounding: Rounding,
 }
 
 impl Eq for Unround {}

@@ -70,7 +70,7 @@ impl AddArgs {
             sources.push(Source { id, path, label, attributes });
         }
         let bundle = SpaceBundle::load(&self.folders.bundle)?;
-        let embedder = gallery_embedder(&bundle)?;
+        let embedder = gallery_embedder(&bundle, 1)?;
         let mut store = Store::open(&self.folders.gallery, bundle.space, bundle.dimension)?;
         let report =
             crate::ingest::run(&mut store, &embedder, &sources, &*super::ingest::stop_on_signals()?)?;

@@ -1,12 +1,13 @@
 //! `ingest`: photos into a gallery.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use glimpse_embedder::{Embedder, SpaceBundle};
+use glimpse_embedder::{Embedder, EmbedderOptions, SpaceBundle};
 
 use super::{Folders, write_line};
 use crate::gallery;
@@ -37,13 +38,16 @@ pub struct IngestArgs {
     /// Folder that the paths in the CSV file are relative to [default: the file's]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    /// Photos that each core gives the network together: more take more memory, and are not faster with small networks
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    batch: u8,
 }
 
 impl IngestArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let sources = sources::list(&self.input, self.root.as_deref(), self.labels.as_deref())?;
         let bundle = SpaceBundle::load(&self.folders.bundle)?;
-        let embedder = gallery_embedder(&bundle)?;
+        let embedder = gallery_embedder(&bundle, self.batch)?;
         let mut store = Store::open(&self.folders.gallery, bundle.space, bundle.dimension)?;
         let stop = stop_on_signals()?;
         let report = ingest::run(&mut store, &embedder, &sources, &stop)?;
@@ -66,9 +70,11 @@ impl IngestArgs {
 }
 
 /// The bundle's gallery network, if it is the one that the bundle was made with.
-pub(super) fn gallery_embedder(bundle: &SpaceBundle) -> anyhow::Result<Embedder> {
+pub(super) fn gallery_embedder(bundle: &SpaceBundle, batch: u8) -> anyhow::Result<Embedder> {
     bundle.verify()?;
-    Ok(Embedder::load_preferred(&bundle.gallery_model())?)
+    let batch = NonZeroUsize::new(batch.into()).unwrap_or(NonZeroUsize::MIN);
+    let options = EmbedderOptions { batch, ..EmbedderOptions::default() };
+    Ok(Embedder::load_preferred(&bundle.gallery_model(), &options)?)
 }
 
 /// Says what became of the photos.

@@ -69,7 +69,7 @@ impl SearchArgs {
         let unknown = unknown_photos(&self.unknown).map_err(anyhow::Error::msg)?;
         let (bundle, view) =
             gallery::open(&self.folders.gallery, &self.folders.bundle, &mut super::index::watch(None))?;
-        let embedder = super::ingest::gallery_embedder(&bundle)?;
+        let embedder = super::ingest::gallery_embedder(&bundle, 1)?;
         let expand = self.expand.map_or(0, usize::from);
         let config = MatcherConfig { exact: self.exact, unknown, expand, ..MatcherConfig::default() };
         let options = config.search(usize::from(self.top_k), view.base());

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use glimpse_embedder::{Embedder, SpaceBundle, decode_photo};
+use glimpse_embedder::{Embedder, EmbedderOptions, SpaceBundle, decode_photo};
 use glimpse_protocol::SpaceId;
 use serde::Serialize;
 use thiserror::Error;
@@ -112,7 +112,8 @@ impl ServedGallery {
     fn embedder(&self) -> Result<&Embedder, SearchError> {
         let load = || {
             self.bundle.verify().map_err(|error| told(&error.into()))?;
-            Embedder::load_preferred(&self.bundle.gallery_model()).map_err(|error| told(&error.into()))
+            Embedder::load_preferred(&self.bundle.gallery_model(), &EmbedderOptions::default())
+                .map_err(|error| told(&error.into()))
         };
         self.embedder.get_or_init(load).as_ref().map_err(|reason| SearchError::Network(reason.clone()))
     }

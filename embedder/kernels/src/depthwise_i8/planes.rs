@@ -9,10 +9,12 @@
     reason = "operations must end up inside the functions that enable instructions"
 )]
 
+use alloc::vec;
 #[allow(
     clippy::wildcard_imports,
     reason = "intrinsics, whose names say where they are from; not reported in tests"
 )]
+use alloc::vec::Vec;
 use core::arch::aarch64::*;
 use core::ops::Range;
 
@@ -34,10 +36,15 @@ const SEVEN: usize = 7;
 /// As many in all other rows.
 const FOUR: usize = 4;
 
+/// Weights of so many channels, filled up to a multiple of the group.
+pub(super) const fn arranged_len(channels: usize, taps: usize) -> usize {
+    taps * channels.next_multiple_of(GROUP)
+}
+
 /// Weights `[channels, 1, height, width]` as `[height, width, channels]`, channels a multiple of the group.
 pub(super) fn arrange(channels: usize, weights: &[i8]) -> Vec<i8> {
     let (taps, padded) = (weights.len() / channels, channels.next_multiple_of(GROUP));
-    let mut arranged = vec![0; taps * padded];
+    let mut arranged = vec![0; arranged_len(channels, taps)];
     for (place, weight) in weights.iter().enumerate() {
         arranged[place % taps * padded + place / taps] = *weight;
     }
