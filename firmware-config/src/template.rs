@@ -88,7 +88,7 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
         },
         Entry {
             comment: "How sharp photos have to be: `glimpse-edge capture` prints what they are. 0 takes blurred ones too. Left out, it is \
-                      1 for cameras and 0 for files.",
+                      0.5 for cameras and 0 for files.",
             line: assignment(
                 "sharpness_min",
                 toml::Value::Float(f64::from(settings.sharpness_min)).to_string(),

@@ -100,7 +100,7 @@ fn cameras_are_looked_for_by_their_kind() {
         check(folder, &["check", "a.toml"], 1, &[part]);
     }
     check(folder, &["init", "--camera", "rpicam", "--trigger", "motion"], 0, &["wrote"]);
-    let parts = ["camera    rpicam", "trigger   motion", "size      1280x720", "sharpness at least 1"];
+    let parts = ["camera    rpicam", "trigger   motion", "size      1280x720", "sharpness at least 0.5"];
     check(folder, &["check", "--no-paths", "device.toml"], 0, &parts);
 }
 

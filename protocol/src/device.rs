@@ -568,7 +568,7 @@ impl Device {
     /// The size of photos where none is named: more than networks of 512 px look at, in either direction.
     pub const CAMERA_SIZE_DEFAULT: CameraSize = CameraSize { width: 1280, height: 720 };
     /// How sharp photos of a live camera have to be where nothing is said; `docs/devices.md` has what was measured.
-    pub const SHARPNESS_MIN_LIVE: f32 = 1.0;
+    pub const SHARPNESS_MIN_LIVE: f32 = 0.5;
     /// The matches where no number is named.
     pub const TOP_K_DEFAULT: u16 = 10;
     /// What an outbox may take where nothing is said, in megabytes: a hundred thousand queries of the codec i8.

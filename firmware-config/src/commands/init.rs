@@ -37,7 +37,7 @@ pub struct InitArgs {
     /// When photos are taken: always, motion or interval:SECONDS [default: interval:10; of files: always]
     #[arg(long, value_name = "WHEN")]
     pub trigger: Option<TriggerKind>,
-    /// How sharp photos have to be; 0 takes blurred ones too [default: 1; of files: 0]
+    /// How sharp photos have to be; 0 takes blurred ones too [default: 0.5; of files: 0]
     #[arg(long, value_name = "SHARPNESS", value_parser = device::sharpness_of_text)]
     pub sharpness_min: Option<f32>,
     /// Space bundle, with query network and codebook
