@@ -313,7 +313,6 @@ impl fmt::Display for CameraSize {
 
 /// When photos are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum TriggerKind {
     /// As fast as they come.
     Always,

@@ -49,7 +49,8 @@ impl<'a> Grey<'a> {
         core::array::from_fn(|y| {
             core::array::from_fn(|x| {
                 let columns = span(x, W, self.width);
-                let rows = self.rows().skip(span(y, H, self.height).start).take(span(y, H, self.height).len());
+                let rows =
+                    self.rows().skip(span(y, H, self.height).start).take(span(y, H, self.height).len());
                 let levels = rows.flat_map(|row| row.get(columns.clone()).unwrap_or_default());
                 let (sum, count) = levels.fold((0, 0), |(sum, n), level| (sum + u32::from(*level), n + 1));
                 (sum / u32::max(count, 1)) as u8

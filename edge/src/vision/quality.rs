@@ -300,7 +300,8 @@ mod tests {
     #[test]
     fn the_formula_is_the_one_of_the_literature() {
         // Stripes one pixel wide, of 0 and 200: the Laplacian is 400 or -400, the variance 400^2, and that of the levels 100^2.
-        let stripes: Vec<u8> = (0..SIZE[0] * SIZE[1]).map(|place| if place % 2 == 0 { 0 } else { 200 }).collect();
+        let stripes: Vec<u8> =
+            (0..SIZE[0] * SIZE[1]).map(|place| if place % 2 == 0 { 0 } else { 200 }).collect();
         assert_eq!(quality(&stripes).sharpness, Some(1600.0));
         // A slope has no curvature at all.
         let slope: Vec<u8> = (0..SIZE[0] * SIZE[1]).map(|place| (place % SIZE[0] * 2) as u8).collect();

@@ -34,9 +34,7 @@ impl Settle {
         self.steady = if is_steady { self.steady.saturating_add(1) } else { 0 };
         self.last = Some(mean);
         self.seen = self.seen.saturating_add(1);
-        self.steady >= STEADY_PICTURES
-            || self.seen > PICTURES_MAX
-            || now.saturating_sub(begun) >= TIME_MAX
+        self.steady >= STEADY_PICTURES || self.seen > PICTURES_MAX || now.saturating_sub(begun) >= TIME_MAX
     }
 }
 

@@ -42,12 +42,7 @@ impl Picture {
     ///
     /// # Errors
     /// [`FrameError`]
-    pub fn yuyv(
-        size: [u32; 2],
-        stride: usize,
-        bytes: Buffer,
-        colours: Colours,
-    ) -> Result<Self, FrameError> {
+    pub fn yuyv(size: [u32; 2], stride: usize, bytes: Buffer, colours: Colours) -> Result<Self, FrameError> {
         Frame::yuyv(size, stride, &bytes, colours)?;
         Ok(Self(Kind::Yuyv { size, stride, bytes, colours }))
     }
@@ -56,12 +51,7 @@ impl Picture {
     ///
     /// # Errors
     /// [`FrameError`]
-    pub fn nv12(
-        size: [u32; 2],
-        stride: usize,
-        bytes: Buffer,
-        colours: Colours,
-    ) -> Result<Self, FrameError> {
+    pub fn nv12(size: [u32; 2], stride: usize, bytes: Buffer, colours: Colours) -> Result<Self, FrameError> {
         Frame::nv12(size, stride, &bytes, colours)?;
         Ok(Self(Kind::Nv12 { size, stride, bytes, colours }))
     }

@@ -165,7 +165,16 @@ const _: () = {
     assert!(size_of::<RawFormat>() == if wide { 208 } else { 204 });
     assert!(size_of::<RawRequestBuffers>() == 20);
     let padded = align_of::<i64>() == 8;
-    assert!(size_of::<RawBuffer>() == if wide { 88 } else if padded { 80 } else { 76 });
+    assert!(
+        size_of::<RawBuffer>()
+            == if wide {
+                88
+            } else if padded {
+                80
+            } else {
+                76
+            }
+    );
     assert!(std::mem::offset_of!(RawBuffer, m) == if padded { 64 } else { 60 });
     assert!(std::mem::offset_of!(RawFormat, fmt) == if wide { 8 } else { 4 });
 };
@@ -291,7 +300,8 @@ impl Device for Node {
 
     fn request_buffers(&mut self, count: u32) -> io::Result<u32> {
         self.buffers.clear();
-        let mut raw = RawRequestBuffers { count, kind: CAPTURE, memory: MMAP, ..RawRequestBuffers::default() };
+        let mut raw =
+            RawRequestBuffers { count, kind: CAPTURE, memory: MMAP, ..RawRequestBuffers::default() };
         // SAFETY: VIDIOC_REQBUFS takes a v4l2_requestbuffers.
         unsafe { update::<REQBUFS, _>(&self.file, &mut raw) }?;
         let count = raw.count.min(BUFFERS_MAX);
@@ -315,7 +325,10 @@ impl Device for Node {
         // SAFETY: VIDIOC_DQBUF takes a v4l2_buffer.
         unsafe { update::<DQBUF, _>(&self.file, &mut raw) }?;
         let Some(buffer) = self.buffers.get_mut(raw.index as usize) else {
-            return Err(io::Error::other(format!("the driver names a buffer {} that it never gave", raw.index)));
+            return Err(io::Error::other(format!(
+                "the driver names a buffer {} that it never gave",
+                raw.index
+            )));
         };
         buffer.is_queued = false;
         Ok(Filled {
