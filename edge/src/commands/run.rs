@@ -87,7 +87,7 @@ pub struct RunArgs {
     /// How long a query may wait there, in hours [default: 72]
     #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text)]
     outbox_hours: Option<u16>,
-    /// Ends after the photos that are there at the beginning
+    /// Ends after the photos that are there at the beginning, a video's last, or one of a camera
     #[arg(long)]
     pub once: bool,
     /// Prints one JSON object a line
@@ -155,7 +155,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let top_k = device.top_k;
     let producer = {
         let (updating, stop) = (updating.clone(), stop.clone());
-        Producer { camera, model, updating, encoder, top_k, queries, waker, stop }
+        Producer { camera, model, updating, encoder, top_k, queries, waker, stop, once }
     };
     thread::Builder::new()
         .name("camera".to_owned())
@@ -222,6 +222,7 @@ struct Producer {
     queries: SyncSender<Captured>,
     waker: Waker,
     stop: Stop,
+    once: bool,
 }
 
 impl Producer {
@@ -243,7 +244,8 @@ impl Producer {
                     continue;
                 }
                 Ok(Capture::End) => Captured::End(None),
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                // A finite job does not wait for a camera to be plugged in.
+                Err(error) if error.kind() == ErrorKind::Unavailable && !self.once => {
                     tracing::warn!(error = chain(&error), "the camera failed, and is asked again");
                     self.wait(backoff.after_failure());
                     continue;

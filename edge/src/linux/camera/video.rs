@@ -171,14 +171,12 @@ impl VideoCamera {
         }
         // The file's end, once; twice in a row it has no frames.
         for _ in 0..2 {
-            let open = match &mut self.open {
-                Some(open) => open,
-                None => {
-                    let (open, rate) = Open::file(&self.path)?;
-                    self.rate = rate;
-                    self.round = 0;
-                    self.open.insert(open)
-                }
+            let open = if let Some(open) = &mut self.open {
+                open
+            } else {
+                let (open, rate) = Open::file(&self.path)?;
+                (self.rate, self.round) = (rate, 0);
+                self.open.insert(open)
             };
             let kind = open.kind;
             match open.frame(buffer) {
@@ -425,7 +423,7 @@ pub(crate) mod tests {
         assert!(matches!(camera.photo(), Ok(Capture::Photo(photo)) if photo.name.ends_with("#1")));
         camera.pass(Duration::from_millis(500)).unwrap();
         assert!(matches!(camera.photo(), Ok(Capture::Photo(photo)) if photo.name.ends_with("#6")));
-        camera.pass(Duration::from_secs(3600)).unwrap();
+        camera.pass(Duration::from_hours(1)).unwrap();
         assert!(camera.is_over());
     }
 

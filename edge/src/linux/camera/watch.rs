@@ -27,8 +27,10 @@ pub struct Watch {
     rest: Duration,
     /// Small grey pictures are made in here.
     grey: Vec<u8>,
-    /// A job with an end takes no longer than its photos.
+    /// A job with an end takes no longer than its photos, and has one of a live camera.
     once: bool,
+    is_live: bool,
+    is_over: bool,
 }
 
 impl Watch {
@@ -50,6 +52,8 @@ impl Watch {
             rest: Duration::ZERO,
             grey: Vec::new(),
             once,
+            is_live: camera.is_live(),
+            is_over: false,
         }
     }
 
@@ -126,7 +130,7 @@ impl Watch {
                 Screen::TRIES
             ),
             Some(News::Good(skipped)) => {
-                tracing::info!(photo = photo.name, skipped, "pictures are good again")
+                tracing::info!(photo = photo.name, skipped, "pictures are good again");
             }
             None => {}
         }
@@ -139,6 +143,9 @@ impl Camera for Watch {
     type Error = CameraError;
 
     fn capture(&mut self) -> Result<Capture<Photo>, CameraError> {
+        if self.is_over {
+            return Ok(Capture::End);
+        }
         // Ends with the screen's patience.
         loop {
             let now = self.now();
@@ -157,6 +164,7 @@ impl Camera for Watch {
                 }
                 Some(Verdict::Take) => {
                     self.is_again = false;
+                    self.is_over = self.once && self.is_live;
                     self.trigger.taken(now);
                     return Ok(Capture::Photo(photo));
                 }
@@ -195,7 +203,7 @@ mod tests {
         for _ in 0..10_000 {
             match watch.capture().unwrap() {
                 Capture::Photo(photo) => {
-                    numbers.push(photo.name.rsplit_once('#').unwrap().1.parse().unwrap())
+                    numbers.push(photo.name.rsplit_once('#').unwrap().1.parse().unwrap());
                 }
                 Capture::NotYet => assert_eq!(watch.rest(), Duration::ZERO, "nobody waits for a file"),
                 Capture::End => return (numbers, watch.skipped()),

@@ -396,7 +396,7 @@ mod tests {
         let wide = cfg!(target_pointer_width = "64");
         assert_eq!(S_FMT, if wide { 0xc0d0_5605 } else { 0xc0cc_5605 });
         let buffer = if wide { 0xc058_5600 } else { 0xc050_5600 };
-        assert_eq!([QUERYBUF, QBUF, DQBUF], [buffer | 9, buffer | 15, buffer | 17]);
+        assert_eq!([QUERYBUF, QBUF, DQBUF], [buffer + 9, buffer + 15, buffer + 17]);
     }
 
     #[test]
