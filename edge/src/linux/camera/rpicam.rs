@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use glimpse_embedder::{PhotoError, decode_photo};
 use glimpse_protocol::device::CameraSize;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use thiserror::Error;
 
 use super::picture::{Photo, Picture};
@@ -162,10 +162,10 @@ fn output_of(mut command: Command, program: &Path, within: Duration) -> Result<O
     let start = |source| RpicamError::Start { program: program.to_owned(), source };
     // A group of its own, so that what it starts ends with it.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut running = Running(command.spawn().map_err(start)?);
+    let mut running = Running { child: command.spawn().map_err(start)?, is_over: false };
     let deadline = Instant::now() + within;
     let (sender, came) = channel();
-    if let (Some(stdout), Some(stderr)) = (running.0.stdout.take(), running.0.stderr.take()) {
+    if let (Some(stdout), Some(stderr)) = (running.child.stdout.take(), running.child.stderr.take()) {
         read(sender.clone(), move || {
             let mut jpeg = Vec::new();
             Came::Jpeg(stdout.take(JPEG_BYTES_MAX + 1).read_to_end(&mut jpeg).map(|_| jpeg))
@@ -175,19 +175,19 @@ fn output_of(mut command: Command, program: &Path, within: Duration) -> Result<O
     }
     let (jpeg, mut said) = collect(&came, deadline);
     let is_too_large = jpeg.as_ref().is_some_and(|jpeg| jpeg.len() as u64 > JPEG_BYTES_MAX);
-    let status = if is_too_large { None } else { running.ended_by(deadline) };
-    running.end();
+    let ended = !is_too_large && running.ends_by(deadline);
+    let status = running.end().map_err(start)?;
     if said.is_empty() {
         // Its messages end with it.
         said = collect(&came, Instant::now() + Duration::from_secs(1)).1;
     }
     let program = program.to_owned();
     let said = if said.is_empty() { "nothing".to_owned() } else { said };
-    match (jpeg, status) {
+    match (jpeg, ended) {
         _ if is_too_large => Err(RpicamError::TooLarge { program }),
-        (Some(jpeg), Some(status)) if status.success() => Ok(Output { jpeg, said }),
-        (_, Some(status)) => Err(RpicamError::Failed { program, status: status.to_string(), said }),
-        (_, None) => Err(RpicamError::TooSlow { program, seconds: within.as_secs(), said }),
+        (Some(jpeg), true) if status.success() => Ok(Output { jpeg, said }),
+        (_, true) => Err(RpicamError::Failed { program, status: status.to_string(), said }),
+        (_, false) => Err(RpicamError::TooSlow { program, seconds: within.as_secs(), said }),
     }
 }
 
@@ -229,36 +229,43 @@ fn last_line(mut stderr: impl Read) -> String {
 }
 
 /// A program, which ends with this value, and all that it has started.
-struct Running(Child);
+struct Running {
+    child: Child,
+    is_over: bool,
+}
 
 /// How often it is asked whether it has ended.
 const ASKED: Duration = Duration::from_millis(10);
 
 impl Running {
-    fn ended_by(&mut self, deadline: Instant) -> Option<ExitStatus> {
-        loop {
-            match self.0.try_wait() {
-                Ok(None) if Instant::now() < deadline => thread::sleep(ASKED),
-                Ok(status) => return status,
-                Err(_) => return None,
+    /// Whether it ends in time. It is not waited for by that: its number, and its group's, stay its own.
+    fn ends_by(&self, deadline: Instant) -> bool {
+        let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) else { return false };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while let Ok(None) = waitid(WaitId::Pid(pid), options) {
+            if Instant::now() >= deadline {
+                return false;
             }
+            thread::sleep(ASKED);
         }
+        true
     }
 
-    fn end(&mut self) {
-        // Its number is its own until it is waited for, which is done below and, where it has ended already, was done
-        // before: then only processes that it left behind are in the group.
-        if let Some(group) = Pid::from_raw(self.0.id().cast_signed()) {
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
+            // Fails where all of it has ended.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        let _ = self.0.wait();
+        self.is_over = true;
+        self.child.wait()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Ok(None) = self.0.try_wait() {
-            self.end();
+        if !self.is_over {
+            // Nobody is there to hear of it.
+            let _ = self.end();
         }
     }
 }

@@ -27,10 +27,10 @@ pub struct Watch {
     rest: Duration,
     /// Small grey pictures are made in here.
     grey: Vec<u8>,
-    /// A job with an end takes no longer than its photos, and has one of a live camera.
+    /// A job with an end takes no longer than its photos.
     once: bool,
-    is_live: bool,
-    is_over: bool,
+    /// Photos that are still to be taken, where there is an end to them that the camera does not know.
+    left: Option<u32>,
 }
 
 impl Watch {
@@ -52,8 +52,7 @@ impl Watch {
             rest: Duration::ZERO,
             grey: Vec::new(),
             once,
-            is_live: camera.is_live(),
-            is_over: false,
+            left: (once && camera.is_live()).then_some(1),
         }
     }
 
@@ -143,7 +142,7 @@ impl Camera for Watch {
     type Error = CameraError;
 
     fn capture(&mut self) -> Result<Capture<Photo>, CameraError> {
-        if self.is_over {
+        if self.left == Some(0) {
             return Ok(Capture::End);
         }
         // Ends with the screen's patience.
@@ -164,7 +163,7 @@ impl Camera for Watch {
                 }
                 Some(Verdict::Take) => {
                     self.is_again = false;
-                    self.is_over = self.once && self.is_live;
+                    self.left = self.left.map(|left| left.saturating_sub(1));
                     self.trigger.taken(now);
                     return Ok(Capture::Photo(photo));
                 }
