@@ -6,10 +6,11 @@
 //! - [`ports`]: what the core needs from the world: [`Camera`], [`Embedder`], [`Uplink`], [`Clock`].
 //! - [`session`]: client, [`outbox`] and uplink at work together.
 //! - [`backoff`]: waiting longer after each failure, with jitter.
+//! - [`trigger`]: when a photo is taken; [`vision`]: whether it is any good, and whether something moves.
 //!
 //! The feature `linux` (default) adds:
 //!
-//! - [`linux`]: a folder as camera, the query network in tract, MQTT 5 over rumqttc, CBOR, output.
+//! - [`linux`]: cameras, the query network in tract, MQTT 5 over rumqttc, CBOR, output.
 //! - [`commands`]: what the program `glimpse-edge` can do, one file a command.
 //!
 //! What is deliberately absent: any way to send a photo. Only embeddings leave the device.
@@ -38,6 +39,8 @@ pub mod client;
 pub mod outbox;
 pub mod ports;
 pub mod session;
+pub mod trigger;
+pub mod vision;
 
 #[cfg(feature = "linux")]
 pub mod commands;

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_edge::commands::{Cli, Command, bench, embed, query, run};
+use glimpse_edge::commands::{Cli, Command, bench, capture, embed, query, run};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Query(args) => query::run(args),
         Command::Embed(args) => embed::run(&args),
         Command::Run(args) => run::run(args),
+        Command::Capture(args) => capture::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

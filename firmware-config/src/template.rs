@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use glimpse_protocol::device::{CameraSource, Device, Outbox, Security, ServerAddress, Updates};
+use glimpse_protocol::device::{
+    CameraSize, CameraSource, Device, Outbox, Security, ServerAddress, TriggerKind, Updates,
+};
 use glimpse_protocol::{Codec, DeviceId};
 
 /// What a new file says.
@@ -16,6 +18,12 @@ pub struct Settings<'a> {
     pub server: &'a ServerAddress,
     /// Where photos come from.
     pub camera: &'a CameraSource,
+    /// How large they should be.
+    pub camera_size: CameraSize,
+    /// When they are taken.
+    pub trigger: TriggerKind,
+    /// How sharp they have to be.
+    pub sharpness_min: f32,
     /// The space bundle.
     pub bundle: &'a Path,
     /// A query network in place of the bundle's.
@@ -41,8 +49,12 @@ pub struct Settings<'a> {
 /// # Errors
 /// A path that is no Unicode text, which TOML cannot hold.
 pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
-    let CameraSource::Folder(folder) = settings.camera;
-    let camera = format!("folder:{}", text(folder)?);
+    let camera = match settings.camera {
+        CameraSource::Folder(folder) => format!("folder:{}", text(folder)?),
+        CameraSource::V4l2(device) => format!("v4l2:{}", text(device)?),
+        CameraSource::Video(file) => format!("video:{}", text(file)?),
+        CameraSource::Rpicam => settings.camera.to_string(),
+    };
     let identity = settings.security.identity.as_ref();
     let entries = [
         Entry {
@@ -57,9 +69,31 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             is_set: true,
         },
         Entry {
-            comment: "Where photos come from: the photos in a folder, then new ones as they appear.",
+            comment: "Where photos come from. folder:DIR: the photos in a folder, then new ones as they appear. v4l2:/dev/videoN: \
+                      a USB camera (the names in /dev/v4l/by-id stay as they are when it is plugged in again). rpicam: a \
+                      Raspberry Pi's camera. video:FILE: a file in MJPEG or YUV4MPEG2.",
             line: assignment("camera", quoted(&camera)),
             is_set: true,
+        },
+        Entry {
+            comment: "How large photos of v4l2 and rpicam should be; the nearest size that the camera has is taken.",
+            line: assignment("camera_size", quoted(&settings.camera_size.to_string())),
+            is_set: settings.camera_size != Device::CAMERA_SIZE_DEFAULT,
+        },
+        Entry {
+            comment: "When photos are taken: always, interval:SECONDS, or motion. Left out, a camera takes one every ten seconds, \
+                      and all of a folder or video are taken.",
+            line: assignment("trigger", quoted(&settings.trigger.to_string())),
+            is_set: settings.trigger != settings.camera.trigger_default(),
+        },
+        Entry {
+            comment: "How sharp photos have to be: `glimpse-edge capture` prints what they are. 0 takes blurred ones too. Left out, it is \
+                      0.5 for cameras and 0 for files.",
+            line: assignment(
+                "sharpness_min",
+                toml::Value::Float(f64::from(settings.sharpness_min)).to_string(),
+            ),
+            is_set: settings.sharpness_min != settings.camera.sharpness_min_default(),
         },
         Entry {
             comment: "The space bundle: a folder with the query network and the codebook of the space that the server serves.",
@@ -234,6 +268,9 @@ mod tests {
             device: None,
             server,
             camera,
+            camera_size: Device::CAMERA_SIZE_DEFAULT,
+            trigger: camera.trigger_default(),
+            sharpness_min: camera.sharpness_min_default(),
             bundle,
             model: None,
             codebook: None,
@@ -277,6 +314,9 @@ mod tests {
         let name = DeviceId::new("door-1").unwrap();
         let settings = Settings {
             device: Some(&name),
+            camera_size: CameraSize { width: 640, height: 480 },
+            trigger: TriggerKind::Interval(Duration::from_millis(1500)),
+            sharpness_min: 2.5,
             model: Some(Path::new("q \" 1.onnx")),
             codebook: Some(Path::new(strange)),
             codec: Codec::Pq,
@@ -292,11 +332,26 @@ mod tests {
             (device.name, device.server, device.camera),
             (Some(name.clone()), server.clone(), camera.clone())
         );
+        assert_eq!(device.camera_size, CameraSize { width: 640, height: 480 });
+        assert_eq!(
+            (device.trigger, device.sharpness_min),
+            (TriggerKind::Interval(Duration::from_millis(1500)), 2.5)
+        );
         assert_eq!((device.bundle.as_deref(), device.top_k), (Some(Path::new(strange)), 3));
         assert_eq!(device.model.as_deref(), Some(Path::new("q \" 1.onnx")));
         assert_eq!(device.codebook.as_deref(), Some(Path::new(strange)));
         assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
         assert_eq!((device.security, device.updates), (security, Some(updates)));
         assert_eq!(device.outbox, Some(outbox));
+    }
+
+    #[test]
+    fn every_kind_of_camera_comes_back() {
+        let server = "a:1".parse().unwrap();
+        for text in ["folder:p", "v4l2:/dev/video0", "rpicam", "video:clip.y4m"] {
+            let camera = text.parse().unwrap();
+            let (_, device) = check(&settings(&server, &camera, Path::new("b")));
+            assert_eq!((device.trigger, device.camera), (camera.trigger_default(), camera));
+        }
     }
 }

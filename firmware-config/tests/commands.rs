@@ -85,6 +85,26 @@ fn missing_paths_have_their_lines_and_stand_beside_other_problems() {
 }
 
 #[test]
+fn cameras_are_looked_for_by_their_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (camera, part) in [
+        (
+            "v4l2:/dev/no-such-camera",
+            "a.toml:1: camera: there is no device /dev/no-such-camera: plug the camera in",
+        ),
+        ("video:none.mjpeg", "a.toml:1: camera: there is no file"),
+        ("v4l2:video0", "a.toml:1: camera: expected v4l2: and the whole path of a device"),
+    ] {
+        std::fs::write(folder.join("a.toml"), format!("camera = '{camera}'\n")).unwrap();
+        check(folder, &["check", "a.toml"], 1, &[part]);
+    }
+    check(folder, &["init", "--camera", "rpicam", "--trigger", "motion"], 0, &["wrote"]);
+    let parts = ["camera    rpicam", "trigger   motion", "size      1280x720", "sharpness at least 0.5"];
+    check(folder, &["check", "--no-paths", "device.toml"], 0, &parts);
+}
+
+#[test]
 fn model_and_codebook_can_be_given() {
     let folder = tempfile::tempdir().unwrap();
     check(

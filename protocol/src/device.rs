@@ -21,10 +21,13 @@ use toml::de::{DeTable, DeValue};
 use crate::{Codec, DeviceId, ModelKey, TOP_K_MAX};
 
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 18] = [
+pub const KEYS: [&str; 21] = [
     "device",
     "server",
     "camera",
+    "camera_size",
+    "trigger",
+    "sharpness_min",
     "bundle",
     "model",
     "codebook",
@@ -53,6 +56,18 @@ const TLS_SCHEME: &str = "mqtts://";
 
 /// The largest `timeout`.
 pub const TIMEOUT_MAX: Duration = Duration::from_hours(1);
+
+/// The sides that `camera_size` may have, in pixels. Networks look at far less than the largest.
+pub const CAMERA_SIDE: core::ops::RangeInclusive<u32> = 16..=8192;
+
+/// The shortest `trigger = "interval:SECONDS"`.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// The longest: a day.
+pub const INTERVAL_MAX: Duration = Duration::from_hours(24);
+
+/// The largest `sharpness_min`; no photo is sharper.
+pub const SHARPNESS_MAX: f32 = 1000.0;
 
 /// `outbox_mb` at least: some messages of the largest size.
 pub const OUTBOX_MB_MIN: u16 = 4;
@@ -141,9 +156,28 @@ pub enum ValueError {
         "expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, or mqtts://HOST:PORT for TLS"
     )]
     Server,
-    /// This version has one kind of camera.
-    #[error("expected folder:DIR, a folder whose photos are taken in the order of their names")]
+    /// Where photos come from.
+    #[error(
+        "expected folder:DIR, the photos in a folder; v4l2:/dev/videoN, a USB camera; rpicam, a Raspberry Pi's camera; \
+         or video:FILE, a file in MJPEG or YUV4MPEG2"
+    )]
     Camera,
+    /// A device is named by its whole path.
+    #[error("expected v4l2: and the whole path of a device, such as v4l2:/dev/video0")]
+    VideoDevice,
+    /// How large photos are.
+    #[error(
+        "expected WIDTHxHEIGHT, such as 1280x720, with sides of {} to {} pixels", CAMERA_SIDE.start(), CAMERA_SIDE.end()
+    )]
+    CameraSize,
+    /// When photos are taken.
+    #[error(
+        "expected always, motion, or interval:SECONDS with {} to {} seconds", INTERVAL_MIN.as_secs_f64(), INTERVAL_MAX.as_secs()
+    )]
+    Trigger,
+    /// How sharp photos have to be.
+    #[error("expected a number from 0, which takes blurred photos too, to {SHARPNESS_MAX}")]
+    Sharpness,
     /// A time is a number of seconds.
     #[error("expected seconds, more than 0 and at most {}", TIMEOUT_MAX.as_secs())]
     Seconds,
@@ -191,14 +225,51 @@ impl FromStr for ServerAddress {
 pub enum CameraSource {
     /// The photos in a folder, then new ones as they appear.
     Folder(PathBuf),
+    /// A camera that the kernel's V4L2 serves, by the path of its device.
+    V4l2(PathBuf),
+    /// A Raspberry Pi's camera, by the program `rpicam-still`.
+    Rpicam,
+    /// The frames of a video file.
+    Video(PathBuf),
+}
+
+impl CameraSource {
+    /// The same, with a relative path taken from `base`.
+    #[must_use]
+    pub fn based_on(self, base: &Path) -> Self {
+        match self {
+            Self::Folder(folder) => Self::Folder(base.join(folder)),
+            Self::Video(file) => Self::Video(base.join(file)),
+            Self::V4l2(_) | Self::Rpicam => self,
+        }
+    }
+
+    /// Whether it looks at the world now. Files were taken earlier, each on purpose.
+    pub const fn is_live(&self) -> bool {
+        matches!(self, Self::V4l2(_) | Self::Rpicam)
+    }
+
+    /// When it takes photos, where nothing is said.
+    pub const fn trigger_default(&self) -> TriggerKind {
+        if self.is_live() { TriggerKind::Interval(Duration::from_secs(10)) } else { TriggerKind::Always }
+    }
+
+    /// How sharp its photos have to be, where nothing is said.
+    pub const fn sharpness_min_default(&self) -> f32 {
+        if self.is_live() { Device::SHARPNESS_MIN_LIVE } else { 0.0 }
+    }
 }
 
 impl FromStr for CameraSource {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        match text.strip_prefix("folder:") {
-            Some(folder) if !folder.is_empty() => Ok(Self::Folder(folder.into())),
+        match text.split_once(':').unwrap_or((text, "")) {
+            ("folder", folder) if !folder.is_empty() => Ok(Self::Folder(folder.into())),
+            ("v4l2", device) if device.starts_with('/') => Ok(Self::V4l2(device.into())),
+            ("v4l2", _) => Err(ValueError::VideoDevice),
+            ("video", file) if !file.is_empty() => Ok(Self::Video(file.into())),
+            _ if text == "rpicam" => Ok(Self::Rpicam),
             _ => Err(ValueError::Camera),
         }
     }
@@ -206,9 +277,96 @@ impl FromStr for CameraSource {
 
 impl fmt::Display for CameraSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Folder(folder) = self;
-        write!(f, "folder:{}", folder.display())
+        match self {
+            Self::Folder(folder) => write!(f, "folder:{}", folder.display()),
+            Self::V4l2(device) => write!(f, "v4l2:{}", device.display()),
+            Self::Rpicam => f.write_str("rpicam"),
+            Self::Video(file) => write!(f, "video:{}", file.display()),
+        }
     }
+}
+
+/// How large photos should be; a camera takes the nearest that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CameraSize {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+}
+
+impl FromStr for CameraSize {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let side = |text: &str| text.parse().ok().filter(|side| CAMERA_SIDE.contains(side));
+        let sides = text.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
+        sides.map(|(width, height)| Self { width, height }).ok_or(ValueError::CameraSize)
+    }
+}
+
+impl fmt::Display for CameraSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+/// When photos are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TriggerKind {
+    /// As fast as they come.
+    Always,
+    /// One each time that this has passed.
+    Interval(Duration),
+    /// When something moves.
+    Motion,
+}
+
+impl FromStr for TriggerKind {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.split_once(':') {
+            None if text == "always" => Ok(Self::Always),
+            None if text == "motion" => Ok(Self::Motion),
+            Some(("interval", seconds)) => {
+                let time = seconds.parse().ok().and_then(|time| Duration::try_from_secs_f64(time).ok());
+                let time = time.filter(|time| (INTERVAL_MIN..=INTERVAL_MAX).contains(time));
+                time.map(Self::Interval).ok_or(ValueError::Trigger)
+            }
+            _ => Err(ValueError::Trigger),
+        }
+    }
+}
+
+impl fmt::Display for TriggerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Always => f.write_str("always"),
+            Self::Interval(time) => write!(f, "interval:{}", time.as_secs_f64()),
+            Self::Motion => f.write_str("motion"),
+        }
+    }
+}
+
+/// How sharp photos have to be.
+///
+/// # Errors
+/// [`ValueError::Sharpness`].
+pub fn sharpness(value: f64) -> Result<f32, ValueError> {
+    if (0.0..=f64::from(SHARPNESS_MAX)).contains(&value) {
+        Ok(value as f32)
+    } else {
+        Err(ValueError::Sharpness)
+    }
+}
+
+/// [`sharpness`] of a command line.
+///
+/// # Errors
+/// [`ValueError::Sharpness`].
+pub fn sharpness_of_text(text: &str) -> Result<f32, ValueError> {
+    text.parse().map_or(Err(ValueError::Sharpness), sharpness)
 }
 
 /// Seconds as a person writes them.
@@ -296,6 +454,12 @@ pub struct RawDevice {
     pub server: Option<ServerAddress>,
     /// `camera`.
     pub camera: Option<CameraSource>,
+    /// `camera_size`: how large photos should be.
+    pub camera_size: Option<CameraSize>,
+    /// `trigger`: when photos are taken.
+    pub trigger: Option<TriggerKind>,
+    /// `sharpness_min`: how sharp they have to be.
+    pub sharpness_min: Option<f32>,
     /// `bundle`: a folder with the query network and the codebook.
     pub bundle: Option<PathBuf>,
     /// `model`: the query network, in place of the bundle's.
@@ -371,6 +535,12 @@ pub struct Device {
     pub server: ServerAddress,
     /// Where its photos come from.
     pub camera: CameraSource,
+    /// How large they should be; a folder's and a video's are as they are.
+    pub camera_size: CameraSize,
+    /// When they are taken.
+    pub trigger: TriggerKind,
+    /// How sharp they have to be, in the measure of `glimpse-edge capture`; 0 takes blurred ones too.
+    pub sharpness_min: f32,
     /// The folder with query network and codebook; present where `model` is not.
     pub bundle: Option<PathBuf>,
     /// The query network, in place of the bundle's.
@@ -394,6 +564,10 @@ pub struct Device {
 impl Device {
     /// The codec where none is named: a quarter of `f32`, at a loss that the benchmark table shows to be negligible.
     pub const CODEC_DEFAULT: Codec = Codec::I8;
+    /// The size of photos where none is named: more than networks of 512 px look at, in either direction.
+    pub const CAMERA_SIZE_DEFAULT: CameraSize = CameraSize { width: 1280, height: 720 };
+    /// How sharp photos of a live camera have to be where nothing is said; `docs/devices.md` has what was measured.
+    pub const SHARPNESS_MIN_LIVE: f32 = 0.5;
     /// The matches where no number is named.
     pub const TOP_K_DEFAULT: u16 = 10;
     /// What an outbox may take where nothing is said, in megabytes: a hundred thousand queries of the codec i8.
@@ -443,8 +617,14 @@ impl RawDevice {
             "device" => self.device = Some(text()?.parse().map_err(|e| wrong(&e))?),
             "server" => self.server = Some(text()?.parse().map_err(|e| wrong(&e))?),
             "camera" => {
-                let CameraSource::Folder(folder) = text()?.parse().map_err(|e| wrong(&e))?;
-                self.camera = Some(CameraSource::Folder(base.join(folder)));
+                let camera: CameraSource = text()?.parse().map_err(|e| wrong(&e))?;
+                self.camera = Some(camera.based_on(base));
+            }
+            "camera_size" => self.camera_size = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "trigger" => self.trigger = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "sharpness_min" => {
+                self.sharpness_min =
+                    Some(number(value).map_or(Err(ValueError::Sharpness), sharpness).map_err(|e| wrong(&e))?);
             }
             "bundle" => self.bundle = Some(path()?),
             "model" => self.model = Some(path()?),
@@ -492,6 +672,9 @@ impl RawDevice {
             device: self.device.or(below.device),
             server: self.server.or(below.server),
             camera: self.camera.or(below.camera),
+            camera_size: self.camera_size.or(below.camera_size),
+            trigger: self.trigger.or(below.trigger),
+            sharpness_min: self.sharpness_min.or(below.sharpness_min),
             bundle: self.bundle.or(below.bundle),
             model: self.model.or(below.model),
             codebook: self.codebook.or(below.codebook),
@@ -567,6 +750,9 @@ impl RawDevice {
             (Some(server), Some(camera)) if problems.is_empty() => Ok(Device {
                 name: self.device,
                 server,
+                camera_size: self.camera_size.unwrap_or(Device::CAMERA_SIZE_DEFAULT),
+                trigger: self.trigger.unwrap_or_else(|| camera.trigger_default()),
+                sharpness_min: self.sharpness_min.unwrap_or_else(|| camera.sharpness_min_default()),
                 camera,
                 bundle: self.bundle,
                 model: self.model,
@@ -677,7 +863,8 @@ mod tests {
         assert_eq!(problems, expected);
     }
 
-    const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\nbundle = '/opt/b'\n\
+    const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\n\
+                         camera_size = '640x480'\ntrigger = 'interval:2.5'\nsharpness_min = 0x2\nbundle = '/opt/b'\n\
                          model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n\
                          password_file = '/run/secret'\nca = 'ca.pem'\ncertificate = 'door-1.pem'\nkey = 'door-1.key'\nstate = '/var/lib/glimpse'\n\
                          model_key = '000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'\n\
@@ -689,6 +876,9 @@ mod tests {
         assert_eq!(device.name.unwrap().as_str(), "door-1");
         assert_eq!(device.server.to_string(), "mqtts://gallery.local:8883");
         assert_eq!(device.camera.to_string(), "folder:/etc/glimpse/photos");
+        assert_eq!(device.camera_size, CameraSize { width: 640, height: 480 });
+        assert_eq!(device.trigger, TriggerKind::Interval(Duration::from_millis(2500)));
+        assert_eq!(device.sharpness_min, 2.0);
         assert_eq!(device.bundle, Some("/opt/b".into()));
         assert_eq!(device.model, Some("/etc/glimpse/m.onnx".into()));
         assert_eq!(device.codebook, Some("/etc/glimpse/c.safetensors".into()));
@@ -724,9 +914,10 @@ mod tests {
                 "line 2: top-k: unknown key: write top_k",
                 "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, \
                  or mqtts://HOST:PORT for TLS",
-                "line 5: thing: unknown key: the keys are device, server, camera, bundle, model, codebook, codec, \
+                "line 5: thing: unknown key: the keys are device, server, camera, camera_size, trigger, sharpness_min, bundle, model, codebook, codec, \
                  top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours",
-                "line 6: camera: expected folder:DIR, a folder whose photos are taken in the order of their names",
+                "line 6: camera: expected folder:DIR, the photos in a folder; v4l2:/dev/videoN, a USB camera; rpicam, a \
+                 Raspberry Pi's camera; or video:FILE, a file in MJPEG or YUV4MPEG2",
                 "line 7: top_k: expected a whole number from 1 to 100",
                 "line 8: codec: expected text in quotation marks",
                 "line 9: timeout: expected seconds, more than 0 and at most 3600",
@@ -869,6 +1060,64 @@ mod tests {
             let address = text.parse::<ServerAddress>().ok().map(|address| address.to_string());
             assert_eq!(address.as_deref(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn cameras_read_and_come_back_as_text() {
+        for (text, is_good) in [
+            ("folder:photos", true),
+            ("folder:a:b", true),
+            ("v4l2:/dev/video0", true),
+            ("v4l2:/dev/v4l/by-id/usb-046d_HD_Webcam-video-index0", true),
+            ("rpicam", true),
+            ("video:clip.y4m", true),
+            ("folder:", false),
+            ("video:", false),
+            ("v4l2:video0", false),
+            ("v4l2:", false),
+            ("rpicam:", false),
+            ("rpicam:--hdr", false),
+            ("/dev/video0", false),
+            ("", false),
+        ] {
+            let camera = text.parse::<CameraSource>();
+            assert_eq!(camera.is_ok(), is_good, "{text}");
+            assert!(camera.is_err() || camera.unwrap().to_string() == text, "{text}");
+        }
+    }
+
+    #[test]
+    fn live_cameras_take_a_sharp_photo_every_ten_seconds_and_files_are_all_taken() {
+        for (camera, trigger, sharpness) in [
+            ("folder:p", "always", 0.0),
+            ("video:p", "always", 0.0),
+            ("v4l2:/dev/video0", "interval:10", Device::SHARPNESS_MIN_LIVE),
+            ("rpicam", "interval:10", Device::SHARPNESS_MIN_LIVE),
+        ] {
+            let device = read(&format!("server = 'a'\nmodel = '/m'\ncamera = '{camera}'")).unwrap();
+            assert_eq!((device.trigger.to_string().as_str(), device.sharpness_min), (trigger, sharpness));
+            assert_eq!(device.camera_size.to_string(), "1280x720");
+        }
+    }
+
+    #[test]
+    fn sizes_triggers_and_sharpness_are_bounded() {
+        for text in ["", "640", "640x", "x480", "640x480x3", "-640x480", "15x480", "640x8193", "640X480"] {
+            assert_eq!(text.parse::<CameraSize>(), Err(ValueError::CameraSize), "{text}");
+        }
+        for text in ["", "Always", "interval", "interval:", "interval:0", "interval:0.09", "interval:86401"]
+            .into_iter()
+            .chain(["interval:NaN", "interval:inf", "interval:-1", "motion:", "button"])
+        {
+            assert_eq!(text.parse::<TriggerKind>(), Err(ValueError::Trigger), "{text}");
+        }
+        for text in ["always", "motion", "interval:0.1", "interval:86400"] {
+            assert_eq!(text.parse::<TriggerKind>().unwrap().to_string(), text);
+        }
+        for value in [-0.1, 1000.1, f64::NAN, f64::INFINITY] {
+            assert_eq!(sharpness(value), Err(ValueError::Sharpness), "{value}");
+        }
+        assert_eq!(sharpness_of_text("2.5"), Ok(2.5));
     }
 
     #[test]

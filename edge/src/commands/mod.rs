@@ -14,6 +14,7 @@ use crate::linux::mqtt::{Answer, UplinkError};
 use crate::linux::output::{Failure, chain};
 
 pub mod bench;
+pub mod capture;
 pub mod embed;
 pub mod query;
 pub mod run;
@@ -43,6 +44,8 @@ pub enum Command {
     Embed(embed::EmbedArgs),
     /// Asks about each photo that the camera takes, until stopped
     Run(run::RunArgs),
+    /// Takes one photo and says how sharp and bright it is, for aiming and focus
+    Capture(capture::CaptureArgs),
     /// Measures how fast this device embeds
     Bench(bench::BenchArgs),
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args};
-use glimpse_embedder::read_photo;
+use glimpse_embedder::{Frame, read_photo};
 use glimpse_protocol::device::{Device, PORT_DEFAULT, ServerAddress};
 use glimpse_protocol::{DeviceId, ModelId, Query, QueryId};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -67,7 +67,7 @@ pub fn run(args: QueryArgs) -> anyhow::Result<ExitCode> {
             break;
         }
         let outcome = match &away {
-            Some(failure) => not_asked(path, failure.clone()),
+            Some(failure) => not_asked(name_of(path), failure.clone()),
             None => match prepare(path, &model, &encoder, top_k) {
                 Ok((id, pending)) => asking.ask(id, pending)?,
                 Err(outcome) => *outcome,
@@ -169,8 +169,12 @@ impl Pending {
     }
 }
 
-pub(super) fn not_asked(path: &Path, failure: Failure) -> Outcome {
-    Outcome { photo: path.to_string_lossy().into_owned(), id: None, embed_time: None, result: Err(failure) }
+fn name_of(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+pub(super) fn not_asked(photo: String, failure: Failure) -> Outcome {
+    Outcome { photo, id: None, embed_time: None, result: Err(failure) }
 }
 
 /// Reads, embeds and encodes a photo; an outcome already where that fails.
@@ -180,29 +184,30 @@ fn prepare(
     encoder: &Encoder,
     top_k: u16,
 ) -> Result<(QueryId, Pending), Box<Outcome>> {
-    let failed =
-        |code, error: &dyn std::error::Error| Box::new(not_asked(path, Failure::new(code, chain(error))));
+    let failed = |code, error: &dyn std::error::Error| {
+        Box::new(not_asked(name_of(path), Failure::new(code, chain(error))))
+    };
     let image = read_photo(path).map_err(|error| failed("unreadable_photo", &error))?;
-    embed_query(path, &image, None, model, encoder, top_k).map_err(|error| failed("not_embedded", &*error))
+    embed_query(name_of(path), &(&image).into(), None, model, encoder, top_k)
+        .map_err(|error| failed("not_embedded", &*error))
 }
 
 /// Embeds a photo and writes the query.
 pub(super) fn embed_query(
-    path: &Path,
-    image: &glimpse_embedder::RgbImage,
+    photo: String,
+    frame: &Frame<'_>,
     taken_at: Option<u64>,
     model: &QueryModel,
     encoder: &Encoder,
     top_k: u16,
 ) -> Result<(QueryId, Pending), Box<dyn std::error::Error + Send + Sync>> {
     let start = Instant::now();
-    let embedding = model.embedding(image)?;
+    let embedding = model.embedding_of(frame)?;
     let embed_time = start.elapsed();
     let id = host::query_id()?;
     let mut query: Query = Query::new(id, model.space(), encoder.encode(&embedding)?, top_k);
     query.taken_at = taken_at;
     let message = mqtt::message(&query)?;
-    let photo = path.to_string_lossy().into_owned();
     Ok((id, Pending { photo, embed_time, message, model: model.id() }))
 }
 

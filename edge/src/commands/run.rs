@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use glimpse_embedder::EmbedError;
-use glimpse_protocol::device::{self, CameraSource, Device, RawDevice};
+use glimpse_protocol::device::{self, CameraSize, CameraSource, Device, RawDevice, TriggerKind};
 use glimpse_protocol::{ErrorCode, QueryId};
 
 use super::query::{Pending, embed_query, not_asked};
 use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device};
 use crate::backoff::{Backoff, Jitter};
 use crate::client::{GiveUp, Patience};
-use crate::linux::camera::{CameraError, FilePhoto, FolderCamera};
+use crate::linux::camera::{CameraError, Photo, Watch};
 use crate::linux::credentials::Credentials;
 use crate::linux::host::{self, Stop, SystemClock};
 use crate::linux::model::{Encoder, QueryModel, QueryModelError};
@@ -44,7 +44,7 @@ const OUTBOX: usize = 256;
 /// Queries between the two threads.
 const HANDED_OVER: usize = 4;
 
-/// How often the camera is asked while it has nothing.
+/// How long a camera that failed is left alone at first.
 const CAMERA_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The longest wait before a camera that failed is asked again.
@@ -59,9 +59,19 @@ pub struct RunArgs {
     /// Reads device.toml, which glimpse-firmware writes; flags go over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where photos come from: folder:DIR, in the order of their names, then new ones as they appear
-    #[arg(long, value_name = "folder:DIR")]
+    /// Where photos come from: v4l2:/dev/videoN, a USB camera; rpicam, a Raspberry Pi's; folder:DIR, in the order of their
+    /// names, then new ones as they appear; or video:FILE, in MJPEG or YUV4MPEG2
+    #[arg(long, value_name = "CAMERA")]
     pub camera: Option<CameraSource>,
+    /// How large photos of v4l2 and rpicam should be [default: 1280x720]
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    pub camera_size: Option<CameraSize>,
+    /// When photos are taken: always, motion or interval:SECONDS [default: interval:10; of folder and video: always]
+    #[arg(long, value_name = "WHEN")]
+    pub trigger: Option<TriggerKind>,
+    /// How sharp photos have to be, as `capture` measures it; 0 takes blurred ones too [default: 0.5; of folder and video: 0]
+    #[arg(long, value_name = "SHARPNESS", value_parser = device::sharpness_of_text)]
+    pub sharpness_min: Option<f32>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -77,7 +87,7 @@ pub struct RunArgs {
     /// How long a query may wait there, in hours [default: 72]
     #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text)]
     outbox_hours: Option<u16>,
-    /// Ends after the photos that are there at the beginning
+    /// Ends after the photos that are there at the beginning, a video's last, or one of a camera
     #[arg(long)]
     pub once: bool,
     /// Prints one JSON object a line
@@ -96,9 +106,10 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let files = model_files(&device);
     let home = files.describe()?;
     let encoder = Encoder::new(device.codec, &files, home.dimension)?;
-    let CameraSource::Folder(folder) = &device.camera;
-    std::fs::read_dir(folder).with_context(|| format!("cannot list the folder {}", folder.display()))?;
-    let camera = FolderCamera::new(folder.clone(), once);
+    if let CameraSource::Folder(folder) = &device.camera {
+        std::fs::read_dir(folder).with_context(|| format!("cannot list the folder {}", folder.display()))?;
+    }
+    let camera = Watch::new(&device.camera, device.camera_size, device.trigger, device.sharpness_min, once);
     let waiting = device.outbox.as_ref().map(Waiting::open).transpose()?;
 
     let name = device.name.clone().map_or_else(host::device_name, Ok)?;
@@ -124,7 +135,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         updating: updating.clone(),
     };
     let server = Server::new(device.server.clone(), model.space(), device.timeout);
-    tracing::info!(device = %name, server = %device.server, camera = %device.camera, space = %model.space(), "started");
+    tracing::info!(device = %name, server = %device.server, camera = %device.camera, trigger = %device.trigger, space = %model.space(), "started");
     let uplink = MqttUplink::start(connection, host::jitter()?)?;
     let waker = uplink.waker();
     if let Some(updater) = updater {
@@ -144,7 +155,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let top_k = device.top_k;
     let producer = {
         let (updating, stop) = (updating.clone(), stop.clone());
-        Producer { camera, model, updating, encoder, top_k, queries, waker, stop }
+        Producer { camera, model, updating, encoder, top_k, queries, waker, stop, once }
     };
     thread::Builder::new()
         .name("camera".to_owned())
@@ -171,6 +182,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 fn configuration(args: RunArgs) -> anyhow::Result<Device> {
     let flags = {
         let mut raw = raw_device(args.model, args.flags, args.camera);
+        (raw.camera_size, raw.trigger, raw.sharpness_min) =
+            (args.camera_size, args.trigger, args.sharpness_min);
         (raw.state, raw.model_key) = (args.updates.state, args.updates.model_key);
         (raw.outbox, raw.outbox_mb, raw.outbox_hours) = (args.outbox, args.outbox_mb, args.outbox_hours);
         raw
@@ -200,8 +213,8 @@ enum Captured {
 }
 
 /// Captures and embeds.
-struct Producer<C> {
-    camera: C,
+struct Producer {
+    camera: Watch,
     model: QueryModel,
     updating: Updating,
     encoder: Encoder,
@@ -209,9 +222,10 @@ struct Producer<C> {
     queries: SyncSender<Captured>,
     waker: Waker,
     stop: Stop,
+    once: bool,
 }
 
-impl<C: Camera<Photo = FilePhoto, Error = CameraError>> Producer<C> {
+impl Producer {
     fn run(mut self, jitter: Jitter) {
         let mut backoff = Backoff::new(CAMERA_INTERVAL, CAMERA_LONGEST, jitter);
         while !self.stop.asked() {
@@ -222,23 +236,26 @@ impl<C: Camera<Photo = FilePhoto, Error = CameraError>> Producer<C> {
                         tracing::info!(model = %model.id(), "another query network runs");
                         self.model = model;
                     }
-                    self.embedded(&photo)
+                    self.embedded(photo)
                 }
                 Ok(Capture::NotYet) => {
                     backoff.reset();
-                    thread::sleep(CAMERA_INTERVAL);
+                    thread::sleep(self.camera.rest());
                     continue;
                 }
                 Ok(Capture::End) => Captured::End(None),
-                Err(CameraError::Photo { path, source }) => {
-                    Captured::Failed(not_asked(&path, Failure::new("unreadable_photo", chain(&source))))
-                }
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                // A finite job does not wait for a camera to be plugged in.
+                Err(error) if error.kind() == ErrorKind::Unavailable && !self.once => {
                     tracing::warn!(error = chain(&error), "the camera failed, and is asked again");
-                    thread::sleep(backoff.after_failure());
+                    self.wait(backoff.after_failure());
                     continue;
                 }
-                Err(error) => Captured::End(Some(error)),
+                Err(error) => match error.photo() {
+                    Some(photo) => {
+                        Captured::Failed(not_asked(photo, Failure::new("unreadable_photo", chain(&error))))
+                    }
+                    None => Captured::End(Some(error)),
+                },
             };
             let end = matches!(captured, Captured::End(_));
             // Waits while the other thread is behind; fails when it has ended.
@@ -247,11 +264,27 @@ impl<C: Camera<Photo = FilePhoto, Error = CameraError>> Producer<C> {
             }
             self.waker.wake();
         }
+        let skipped = self.camera.skipped();
+        if skipped > 0 {
+            tracing::info!(
+                skipped,
+                "pictures that were too dark, too bright or blurred were not asked about"
+            );
+        }
         self.waker.wake();
     }
 
-    fn embedded(&self, photo: &FilePhoto) -> Captured {
-        match embed_query(&photo.path, &photo.image, photo.taken_at, &self.model, &self.encoder, self.top_k) {
+    /// Waits, as long as nobody wants to stop.
+    fn wait(&self, time: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < time && !self.stop.asked() {
+            thread::sleep(CAMERA_INTERVAL.min(time.saturating_sub(begun.elapsed())));
+        }
+    }
+
+    fn embedded(&self, photo: Photo) -> Captured {
+        let Photo { name, taken_at, picture } = photo;
+        match embed_query(name.clone(), &picture.frame(), taken_at, &self.model, &self.encoder, self.top_k) {
             Ok((id, pending)) => {
                 self.updating.embedded(self.model.id());
                 Captured::Query(id, pending)
@@ -261,7 +294,7 @@ impl<C: Camera<Photo = FilePhoto, Error = CameraError>> Producer<C> {
                 if is_the_networks(&*error) {
                     self.updating.refused(self.model.id(), &reason);
                 }
-                Captured::Failed(not_asked(&photo.path, Failure::new("not_embedded", reason)))
+                Captured::Failed(not_asked(name, Failure::new("not_embedded", reason)))
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The Linux layer: the ports of the core over files, tract and MQTT. In reading order:
 //!
-//! - [`camera`]: the photos of a folder.
+//! - [`camera`]: photos of cameras, folders and videos.
 //! - [`model`]: the query network, and embeddings as the bytes of a query.
 //! - [`journal`]: what waits for its outcome, on the disk; [`waiting`]: when it goes there.
 //! - [`mqtt`]: the uplink; the only place that knows topics, CBOR and rumqttc.

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use glimpse_embedder::{
-    EmbedError, EmbedderOptions, ModelError, PlanCache, RgbImage, SelfTestError, SpaceBundle, SpaceError,
-    read_metadata,
+    EmbedError, EmbedderOptions, Frame, ModelError, PlanCache, RgbImage, SelfTestError, SpaceBundle,
+    SpaceError, read_metadata,
 };
 use glimpse_protocol::{Codec, CodecError, Embedding, ModelId, SpaceId};
 use glimpse_quantizer::Codebook;
@@ -205,6 +205,14 @@ impl QueryModel {
     /// [`QueryModelError::Embed`].
     pub fn embedding(&self, photo: &RgbImage) -> Result<Vec<f32>, QueryModelError> {
         Ok(self.embedder.embed(photo)?)
+    }
+
+    /// The unit embedding of a camera's frame, `[dimension]`.
+    ///
+    /// # Errors
+    /// [`QueryModelError::Embed`].
+    pub fn embedding_of(&self, frame: &Frame<'_>) -> Result<Vec<f32>, QueryModelError> {
+        Ok(self.embedder.embed_frame(frame)?)
     }
 }
 

@@ -85,25 +85,39 @@ fn read(file: &Path) -> anyhow::Result<String> {
 struct Needed {
     key: &'static str,
     path: PathBuf,
-    is_folder: bool,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Folder,
+    File,
+    Device,
 }
 
 impl Needed {
     fn folder(key: &'static str, path: &Path) -> Self {
-        Self { key, path: path.to_owned(), is_folder: true }
+        Self { key, path: path.to_owned(), kind: Kind::Folder }
     }
 
     fn file(key: &'static str, path: &Path) -> Self {
-        Self { key, path: path.to_owned(), is_folder: false }
+        Self { key, path: path.to_owned(), kind: Kind::File }
+    }
+
+    fn device(key: &'static str, path: &Path) -> Self {
+        Self { key, path: path.to_owned(), kind: Kind::Device }
     }
 
     fn problem(&self) -> Option<String> {
-        let Self { key, path, is_folder } = self;
-        let is_there = if *is_folder { path.is_dir() } else { path.is_file() };
-        let kind = if *is_folder { "folder" } else { "file" };
+        let Self { key, path, kind } = self;
+        let (is_there, kind, way) = match kind {
+            Kind::Folder => (path.is_dir(), "folder", "make it"),
+            Kind::File => (path.is_file(), "file", "make it"),
+            Kind::Device => (path.exists(), "device", "plug the camera in"),
+        };
         (!is_there).then(|| {
             format!(
-                "{key}: there is no {kind} {}: make it, or use --no-paths where it is only on the device",
+                "{key}: there is no {kind} {}: {way}, or use --no-paths where it is only on the device",
                 path.display()
             )
         })
@@ -113,8 +127,11 @@ impl Needed {
 /// What the device would look for and not find, or not be able to use.
 fn path_problems(raw: &RawDevice) -> Vec<Problem> {
     let mut needed = Vec::new();
-    if let Some(CameraSource::Folder(photos)) = &raw.camera {
-        needed.push(Needed::folder("camera", photos));
+    match &raw.camera {
+        Some(CameraSource::Folder(photos)) => needed.push(Needed::folder("camera", photos)),
+        Some(CameraSource::Video(file)) => needed.push(Needed::file("camera", file)),
+        Some(CameraSource::V4l2(device)) => needed.push(Needed::device("camera", device)),
+        Some(CameraSource::Rpicam) | None => {}
     }
     needed.extend(raw.model.as_deref().map(|model| Needed::file("model", model)));
     needed.extend(raw.codebook.as_deref().map(|codebook| Needed::file("codebook", codebook)));
@@ -165,6 +182,10 @@ fn login(device: &Device) -> String {
     format!("{}{tls}", if ways.is_empty() { "none".to_owned() } else { ways.join(" and ") })
 }
 
+fn sharpness(min: f32) -> String {
+    if min > 0.0 { format!("at least {min}") } else { "any: blurred photos are taken too".to_owned() }
+}
+
 /// What the device would work with, defaults filled in.
 fn table(device: &Device) -> String {
     let path = |path: &Option<PathBuf>| {
@@ -174,6 +195,12 @@ fn table(device: &Device) -> String {
         ("device", device.name.as_ref().map_or("the host's name", |name| name.as_str()).to_owned()),
         ("server", device.server.to_string()),
         ("camera", device.camera.to_string()),
+        (
+            "size",
+            if device.camera.is_live() { device.camera_size.to_string() } else { "as it is".to_owned() },
+        ),
+        ("trigger", device.trigger.to_string()),
+        ("sharpness", sharpness(device.sharpness_min)),
         (
             "bundle",
             device.bundle.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string()),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use glimpse_protocol::device::{self, CameraSource, Device, Outbox, RawDevice, ServerAddress, Updates};
+use glimpse_protocol::device::{
+    self, CameraSize, CameraSource, Device, Outbox, RawDevice, ServerAddress, TriggerKind, Updates,
+};
 use glimpse_protocol::{Codec, DeviceId, ModelKey};
 
 use crate::output::{say, shown};
@@ -26,9 +28,18 @@ pub struct InitArgs {
     /// The gallery server's MQTT address
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
     pub server: ServerAddress,
-    /// Where photos come from
-    #[arg(long, value_name = "folder:DIR", default_value = "folder:photos")]
+    /// Where photos come from: folder:DIR, v4l2:/dev/videoN, rpicam or video:FILE
+    #[arg(long, value_name = "CAMERA", default_value = "folder:photos")]
     pub camera: CameraSource,
+    /// How large photos should be
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value_t = Device::CAMERA_SIZE_DEFAULT)]
+    pub camera_size: CameraSize,
+    /// When photos are taken: always, motion or interval:SECONDS [default: interval:10; of files: always]
+    #[arg(long, value_name = "WHEN")]
+    pub trigger: Option<TriggerKind>,
+    /// How sharp photos have to be; 0 takes blurred ones too [default: 0.5; of files: 0]
+    #[arg(long, value_name = "SHARPNESS", value_parser = device::sharpness_of_text)]
+    pub sharpness_min: Option<f32>,
     /// Space bundle, with query network and codebook
     #[arg(long, value_name = "DIR", default_value = "models/demo")]
     pub bundle: PathBuf,
@@ -104,6 +115,9 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         device: args.device.as_ref(),
         server: &args.server,
         camera: &args.camera,
+        camera_size: args.camera_size,
+        trigger: args.trigger.unwrap_or_else(|| args.camera.trigger_default()),
+        sharpness_min: args.sharpness_min.unwrap_or_else(|| args.camera.sharpness_min_default()),
         bundle: &args.bundle,
         model: args.model.as_deref(),
         codebook: args.codebook.as_deref(),

@@ -6,66 +6,14 @@
 //! a new photo. The memory of what was taken is bounded by the folder: what is deleted is forgotten.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use glimpse_embedder::{PhotoError, RgbImage, read_photo};
-use thiserror::Error;
+use glimpse_embedder::read_photo;
 
-use crate::ports::{Camera, Capture, Error, ErrorKind};
-
-/// The most files of a folder that are looked at.
-const FILES_MAX: usize = 1_000_000;
-
-/// A photo of a folder.
-#[derive(Debug, Clone)]
-pub struct FilePhoto {
-    /// The file.
-    pub path: PathBuf,
-    /// Its pixels.
-    pub image: RgbImage,
-    /// When it was written, Unix time in milliseconds.
-    pub taken_at: Option<u64>,
-}
-
-/// Why a folder gives no photo.
-#[derive(Debug, Error)]
-pub enum CameraError {
-    /// The folder cannot be listed.
-    #[error("cannot list the folder {path}: is it there, and a folder?")]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// There are too many files in the folder.
-    #[error("{path} has more than {FILES_MAX} files: move the old ones away")]
-    TooMany {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// One photo cannot be read; the next call goes on with the next one.
-    #[error("{}", source)]
-    Photo {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: PhotoError,
-    },
-}
-
-impl Error for CameraError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Folder { .. } => ErrorKind::Unavailable,
-            Self::TooMany { .. } => ErrorKind::Configuration,
-            Self::Photo { .. } => ErrorKind::Input,
-        }
-    }
-}
+use super::picture::Photo;
+use super::{CameraError, FILES_MAX};
+use crate::ports::{Camera, Capture};
 
 /// What tells a file from a later one of the same name.
 type Stamp = (u64, Option<SystemTime>);
@@ -127,10 +75,10 @@ impl FolderCamera {
 }
 
 impl Camera for FolderCamera {
-    type Photo = FilePhoto;
+    type Photo = Photo;
     type Error = CameraError;
 
-    fn capture(&mut self) -> Result<Capture<FilePhoto>, CameraError> {
+    fn capture(&mut self) -> Result<Capture<Photo>, CameraError> {
         if self.queue.is_empty() {
             if self.once && self.listed {
                 return Ok(Capture::End);
@@ -142,8 +90,8 @@ impl Camera for FolderCamera {
         };
         match read_photo(&path) {
             Ok(image) => {
-                let taken_at = written_at(&path);
-                Ok(Capture::Photo(FilePhoto { path, image, taken_at }))
+                let (name, taken_at) = (path.to_string_lossy().into_owned(), written_at(&path));
+                Ok(Capture::Photo(Photo { name, taken_at, picture: image.into() }))
             }
             Err(source) => Err(CameraError::Photo { path, source }),
         }
@@ -165,6 +113,8 @@ fn written_at(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::{Error as _, ErrorKind};
+    use glimpse_embedder::RgbImage;
     use std::fs;
 
     /// The smallest PNG: one pixel.
@@ -177,7 +127,7 @@ mod tests {
         loop {
             match camera.capture() {
                 Ok(Capture::Photo(photo)) => {
-                    names.push(photo.path.file_name().unwrap().to_string_lossy().into());
+                    names.push(photo.name.rsplit_once('/').unwrap().1.to_owned());
                 }
                 Ok(Capture::NotYet | Capture::End) => return names,
                 Err(error) => names.push(format!("! {error}")),
