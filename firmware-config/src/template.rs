@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use glimpse_protocol::device::{CameraSource, Device, Outbox, Security, ServerAddress, Updates};
+use glimpse_protocol::device::{
+    Actions, CameraSource, Device, GpioLine, Outbox, Security, ServerAddress, Updates, WebhookUrl,
+};
 use glimpse_protocol::{Codec, DeviceId};
 
 /// What a new file says.
@@ -34,6 +36,10 @@ pub struct Settings<'a> {
     pub updates: Option<&'a Updates>,
     /// Where queries wait for their answers; `None`: in memory.
     pub outbox: Option<&'a Outbox>,
+    /// What it does with an answer.
+    pub actions: &'a Actions,
+    /// A button on the device.
+    pub button: Option<&'a GpioLine>,
 }
 
 /// The file.
@@ -44,6 +50,11 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
     let CameraSource::Folder(folder) = settings.camera;
     let camera = format!("folder:{}", text(folder)?);
     let identity = settings.security.identity.as_ref();
+    let actions = settings.actions;
+    let webhook = actions.webhook.as_ref();
+    let gpio = |example: &str, line: Option<&GpioLine>| {
+        quoted(&line.map_or_else(|| example.to_owned(), ToString::to_string))
+    };
     let entries = [
         Entry {
             comment: "Its name, also its MQTT client id: letters, digits, '-', '_' and '.'. Two devices with one name push \
@@ -165,6 +176,58 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             ),
             is_set: settings.outbox.is_some_and(|it| it.hours != Device::OUTBOX_HOURS_DEFAULT),
         },
+        Entry {
+            comment: "A best match of a smaller similarity is none: the photo is unknown, and is told as such.",
+            line: assignment(
+                "unknown_below",
+                toml::Value::Float(shortest(actions.unknown_below.unwrap_or(0.6))).to_string(),
+            ),
+            is_set: actions.unknown_below.is_some(),
+        },
+        Entry {
+            comment: "A program that is started for each outcome, with its JSON on standard input. It has 10 seconds.",
+            line: assignment("exec", example_or("/usr/local/bin/on-answer", actions.exec.as_deref())?),
+            is_set: actions.exec.is_some(),
+        },
+        Entry {
+            comment: "An address that the JSON of each outcome is posted to.",
+            line: assignment(
+                "webhook",
+                quoted(webhook.map_or("https://home.example/glimpse", |webhook| webhook.url.as_str())),
+            ),
+            is_set: webhook.is_some(),
+        },
+        Entry {
+            comment: "The secret that is sent along (Authorization: Bearer), in a file that nobody else can read (mode 600).",
+            line: assignment(
+                "webhook_token_file",
+                example_or("webhook.token", webhook.and_then(|webhook| webhook.token_file.as_deref()))?,
+            ),
+            is_set: webhook.is_some_and(|webhook| webhook.token_file.is_some()),
+        },
+        Entry {
+            comment: "The authority that signed the certificate of that host (PEM); without it, the public ones.",
+            line: assignment(
+                "webhook_ca",
+                example_or("webhook-ca.pem", webhook.and_then(|webhook| webhook.ca.as_deref()))?,
+            ),
+            is_set: webhook.is_some_and(|webhook| webhook.ca.is_some()),
+        },
+        Entry {
+            comment: "A line of a GPIO chip that is lit for a match, for a second: gpiochipN:LINE, with :low where low is lit.",
+            line: assignment("led", gpio("gpiochip0:17", actions.led.as_ref())),
+            is_set: actions.led.is_some(),
+        },
+        Entry {
+            comment: "The same for a photo that is unknown.",
+            line: assignment("led_unknown", gpio("gpiochip0:27", actions.led_unknown.as_ref())),
+            is_set: actions.led_unknown.is_some(),
+        },
+        Entry {
+            comment: "A button on a line of a GPIO chip; :low where the line is low while it is pressed.",
+            line: assignment("button", gpio("gpiochip0:3:low", settings.button)),
+            is_set: settings.button.is_some(),
+        },
     ];
     let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
                 # runs it. Relative paths are taken from the folder of this file.\n";
@@ -207,6 +270,16 @@ fn quoted(value: &str) -> String {
     toml::Value::String(value.to_owned()).to_string()
 }
 
+/// The number that a person would have written: 0.6 is no 0.60000002384.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}
+
+/// The address of a webhook may hold a secret; where it is shown, only what leads to the host is.
+pub fn shown_webhook(url: &WebhookUrl) -> String {
+    format!("{}/..", url.origin())
+}
+
 fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| format!("{} is no Unicode text, which TOML cannot hold", path.display()))
 }
@@ -215,9 +288,12 @@ fn text(path: &Path) -> anyhow::Result<&str> {
 mod tests {
     use super::*;
     use glimpse_protocol::ModelKey;
-    use glimpse_protocol::device::{KEYS, RawDevice};
+    use glimpse_protocol::device::{KEYS, RawDevice, Webhook};
 
     const NO_SECURITY: &Security = &Security { password_file: None, ca: None, identity: None };
+
+    const NO_ACTIONS: &Actions =
+        &Actions { unknown_below: None, exec: None, webhook: None, led: None, led_unknown: None };
 
     fn check(settings: &Settings<'_>) -> (String, Device) {
         let text = device_toml(settings).unwrap();
@@ -243,6 +319,8 @@ mod tests {
             security,
             updates,
             outbox: None,
+            actions: NO_ACTIONS,
+            button: None,
         }
     }
 
@@ -274,6 +352,19 @@ mod tests {
         };
         let updates = Updates { state: "s \" 1".into(), key: ModelKey::from_bytes([0xa5; 32]) };
         let outbox = Outbox { folder: "o \" 1".into(), megabytes: 4, hours: 5 };
+        let webhook = Webhook {
+            url: "https://a/%22b%22?c=1".parse().unwrap(),
+            token_file: Some("t \" 1".into()),
+            ca: Some(strange.into()),
+        };
+        let actions = Actions {
+            unknown_below: Some(0.6),
+            exec: Some(strange.into()),
+            webhook: Some(webhook),
+            led: Some("gpiochip0:1".parse().unwrap()),
+            led_unknown: Some("gpiochip0:2:low".parse().unwrap()),
+        };
+        let button = "gpiochip1:1".parse().unwrap();
         let name = DeviceId::new("door-1").unwrap();
         let settings = Settings {
             device: Some(&name),
@@ -285,9 +376,12 @@ mod tests {
             security: &security,
             updates: Some(&updates),
             outbox: Some(&outbox),
+            actions: &actions,
+            button: Some(&button),
             ..settings(&server, &camera, Path::new(strange))
         };
-        let (_, device) = check(&settings);
+        let (text, device) = check(&settings);
+        assert!(text.contains("unknown_below = 0.6\n"), "{text}");
         assert_eq!(
             (device.name, device.server, device.camera),
             (Some(name.clone()), server.clone(), camera.clone())
@@ -298,5 +392,6 @@ mod tests {
         assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
         assert_eq!((device.security, device.updates), (security, Some(updates)));
         assert_eq!(device.outbox, Some(outbox));
+        assert_eq!((device.actions, device.button), (actions, Some(button)));
     }
 }
