@@ -21,9 +21,12 @@ use glimpse_protocol::device::{self, CameraSource, Device, RawDevice};
 use glimpse_protocol::{ErrorCode, QueryId};
 
 use super::query::{Pending, embed_query, not_asked};
-use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device};
+use super::{
+    ATTEMPTS, ActionFlags, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device,
+};
 use crate::backoff::{Backoff, Jitter};
 use crate::client::{GiveUp, Patience};
+use crate::linux::actions::Actions;
 use crate::linux::camera::{CameraError, FilePhoto, FolderCamera};
 use crate::linux::credentials::Credentials;
 use crate::linux::host::{self, Stop, SystemClock};
@@ -77,6 +80,8 @@ pub struct RunArgs {
     /// How long a query may wait there, in hours [default: 72]
     #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text)]
     outbox_hours: Option<u16>,
+    #[command(flatten)]
+    actions: ActionFlags,
     /// Ends after the photos that are there at the beginning
     #[arg(long)]
     pub once: bool,
@@ -103,6 +108,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     let name = device.name.clone().map_or_else(host::device_name, Ok)?;
     let credentials = Credentials::load(&device.security)?;
+    let actions = Actions::start(&device.actions, host::jitter()?)?;
     // After everything else that can fail: a network on trial is not to blame for that.
     let (model, updater) = match &device.updates {
         Some(updates) => {
@@ -158,6 +164,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         stop,
         captured,
         waiting,
+        actions,
+        unknown_below: device.actions.unknown_below,
         fresh: VecDeque::new(),
         again: VecDeque::new(),
         once,
@@ -168,11 +176,12 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     .run()
 }
 
-fn configuration(args: RunArgs) -> anyhow::Result<Device> {
+pub(super) fn configuration(args: RunArgs) -> anyhow::Result<Device> {
     let flags = {
         let mut raw = raw_device(args.model, args.flags, args.camera);
         (raw.state, raw.model_key) = (args.updates.state, args.updates.model_key);
         (raw.outbox, raw.outbox_mb, raw.outbox_hours) = (args.outbox, args.outbox_mb, args.outbox_hours);
+        args.actions.into_raw(&mut raw);
         raw
     };
     let (file, problems) = match &args.config {
@@ -285,6 +294,9 @@ struct Running {
     captured: Receiver<Captured>,
     /// The outbox on the disk, where there is one.
     waiting: Option<Waiting>,
+    /// What is done with an outcome, beside printing it.
+    actions: Actions,
+    unknown_below: Option<f32>,
     /// Queries in the session that are not on the disk yet, and since when.
     fresh: VecDeque<(QueryId, Instant)>,
     /// Queries on the disk that got no reply, and when they are sent again.
@@ -328,6 +340,7 @@ impl Running {
         let waiting = if on_disk > 0 { on_disk } else { self.session.waiting() };
         self.updating.stop();
         self.session.into_uplink().close(waiting);
+        self.actions.close(self.once, || self.stop.asked());
         result?;
         let failed = self.once && (self.failures > 0 || lost > 0);
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -341,6 +354,7 @@ impl Running {
                 return Ok(());
             }
             let soon = !self.fresh.is_empty()
+                || (self.once && self.actions.is_behind())
                 || !self.again.is_empty()
                 || self.waiting.as_ref().is_some_and(Waiting::is_unsynced);
             if let Some(event) = self.session.step(if soon { TOGETHER } else { LOOK_AROUND })? {
@@ -351,7 +365,7 @@ impl Running {
 
     fn take_captured(&mut self) -> anyhow::Result<()> {
         // With a finite number of photos there is no hurry: better to wait than to drop.
-        while !(self.once && self.session.waiting() > 0) {
+        while !(self.once && (self.session.waiting() > 0 || self.actions.is_behind())) {
             match self.captured.try_recv() {
                 Ok(Captured::Query(id, pending)) => self.captured(id, pending)?,
                 Ok(Captured::Failed(outcome)) => self.print(&outcome)?,
@@ -471,8 +485,11 @@ impl Running {
                     }
                     Answer::Refused(_) | Answer::Malformed(_) => {}
                 }
-                let result =
-                    self.server.answer(reply).map(|reply| Answered { reply, reply_time, attempts, bytes });
+                let below = self.unknown_below;
+                let result = self.server.answer(reply).map(|reply| {
+                    let unknown = output::is_unknown(&reply, below);
+                    Answered { reply, reply_time, attempts, bytes, unknown }
+                });
                 if self.is_done(id) {
                     self.print(&payload.came_to(id, result))?;
                 } else {
@@ -509,6 +526,7 @@ impl Running {
             let id = outcome.id.map(tracing::field::display);
             tracing::error!(photo = %outcome.photo, query_id = id, code = failure.code, "{}", failure.message);
         }
+        self.actions.act(outcome);
         let mut out = io::stdout().lock();
         if self.json { output::write_json(&mut out, outcome) } else { output::write_line(&mut out, outcome) }
     }
