@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_edge::commands::{Cli, Command, bench, embed, query, run};
+use glimpse_edge::commands::{Cli, Command, bench, doctor, embed, query, run};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Embed(args) => embed::run(&args),
         Command::Run(args) => run::run(args),
         Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(args),
     };
     match result {
         Ok(status) => status,

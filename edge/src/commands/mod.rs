@@ -14,6 +14,7 @@ use crate::linux::mqtt::{Answer, UplinkError};
 use crate::linux::output::{Failure, chain};
 
 pub mod bench;
+pub mod doctor;
 pub mod embed;
 pub mod query;
 pub mod run;
@@ -45,6 +46,9 @@ pub enum Command {
     Run(run::RunArgs),
     /// Measures how fast this device embeds
     Bench(bench::BenchArgs),
+    /// Looks at all that this device needs, and says what to do about what is missing; takes the flags of run
+    #[command(mut_arg("once", |arg| arg.hide(true)))]
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Where the query network is.

@@ -63,6 +63,14 @@ pub enum ActionError {
     Thread(#[source] io::Error),
 }
 
+/// Whether the secret of a webhook, and the authority of its host, can be used; nothing is sent.
+///
+/// # Errors
+/// As [`Actions::start`].
+pub fn check_webhook(webhook: &device::Webhook) -> Result<(), CredentialsError> {
+    Poster::new(webhook).map(|_| ())
+}
+
 /// What becomes of an outcome.
 #[derive(Debug, Default)]
 pub struct Actions {

@@ -21,7 +21,7 @@ use crate::pins::{Active, Debounce, SETTLE};
 const DEV: &str = "/dev";
 
 /// What the kernel says of a line that we hold.
-const CONSUMER: &str = "glimpse-edge";
+pub(crate) const CONSUMER: &str = "glimpse-edge";
 
 /// Edges that are looked at in one go. The kernel keeps sixteen; more means a line that is noise.
 const EDGES_MAX: usize = 256;
