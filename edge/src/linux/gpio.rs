@@ -322,7 +322,7 @@ impl Edges for LineEdges {
     fn next(&mut self, wait: Duration) -> Result<Option<(bool, Duration)>, GpioError> {
         // An hour: more would not fit, and whoever waits asks again.
         let wait = wait.min(Duration::from_secs(3600));
-        let wait = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
+        let wait = Timespec::try_from(wait).unwrap_or_default();
         match poll(&mut [PollFd::new(&self.events, PollFlags::IN)], Some(&wait)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(None),
             Ok(_) => {}
