@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_edge::commands::{Cli, Command, bench, capture, embed, query, run};
+use glimpse_edge::commands::{Cli, Command, bench, capture, doctor, embed, query, run};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Capture(args) => capture::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(args),
     };
     match result {
         Ok(status) => status,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use glimpse_protocol::device::{
-    CameraSize, CameraSource, Device, Outbox, Security, ServerAddress, TriggerKind, Updates,
+    Actions, CameraSize, CameraSource, Device, GpioLine, Outbox, Security, ServerAddress, TriggerKind,
+    Updates, WebhookUrl,
 };
 use glimpse_protocol::{Codec, DeviceId};
 
@@ -42,6 +43,10 @@ pub struct Settings<'a> {
     pub updates: Option<&'a Updates>,
     /// Where queries wait for their answers; `None`: in memory.
     pub outbox: Option<&'a Outbox>,
+    /// What it does with an answer.
+    pub actions: &'a Actions,
+    /// A button on the device.
+    pub button: Option<&'a GpioLine>,
 }
 
 /// The file.
@@ -56,6 +61,11 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
         CameraSource::Rpicam => settings.camera.to_string(),
     };
     let identity = settings.security.identity.as_ref();
+    let actions = settings.actions;
+    let webhook = actions.webhook.as_ref();
+    let gpio = |example: &str, line: Option<&GpioLine>| {
+        quoted(&line.map_or_else(|| example.to_owned(), ToString::to_string))
+    };
     let entries = [
         Entry {
             comment: "Its name, also its MQTT client id: letters, digits, '-', '_' and '.'. Two devices with one name push \
@@ -81,10 +91,11 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             is_set: settings.camera_size != Device::CAMERA_SIZE_DEFAULT,
         },
         Entry {
-            comment: "When photos are taken: always, interval:SECONDS, or motion. Left out, a camera takes one every ten seconds, \
+            comment: "When photos are taken: always, interval:SECONDS, motion, or button. Left out, a camera takes one every ten seconds, \
                       and all of a folder or video are taken.",
             line: assignment("trigger", quoted(&settings.trigger.to_string())),
-            is_set: settings.trigger != settings.camera.trigger_default(),
+            is_set: settings.trigger != settings.camera.trigger_default()
+                && settings.trigger != TriggerKind::Button,
         },
         Entry {
             comment: "How sharp photos have to be: `glimpse-edge capture` prints what they are. 0 takes blurred ones too. Left out, it is \
@@ -199,6 +210,58 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             ),
             is_set: settings.outbox.is_some_and(|it| it.hours != Device::OUTBOX_HOURS_DEFAULT),
         },
+        Entry {
+            comment: "A best match of a smaller similarity is none: the photo is unknown, and is told as such.",
+            line: assignment(
+                "unknown_below",
+                toml::Value::Float(shortest(actions.unknown_below.unwrap_or(0.6))).to_string(),
+            ),
+            is_set: actions.unknown_below.is_some(),
+        },
+        Entry {
+            comment: "A program that is started for each outcome, with its JSON on standard input. It has 10 seconds.",
+            line: assignment("exec", example_or("/usr/local/bin/on-answer", actions.exec.as_deref())?),
+            is_set: actions.exec.is_some(),
+        },
+        Entry {
+            comment: "An address that the JSON of each outcome is posted to.",
+            line: assignment(
+                "webhook",
+                quoted(webhook.map_or("https://home.example/glimpse", |webhook| webhook.url.as_str())),
+            ),
+            is_set: webhook.is_some(),
+        },
+        Entry {
+            comment: "The secret that is sent along (Authorization: Bearer), in a file that nobody else can read (mode 600).",
+            line: assignment(
+                "webhook_token_file",
+                example_or("webhook.token", webhook.and_then(|webhook| webhook.token_file.as_deref()))?,
+            ),
+            is_set: webhook.is_some_and(|webhook| webhook.token_file.is_some()),
+        },
+        Entry {
+            comment: "The authority that signed the certificate of that host (PEM); without it, the public ones.",
+            line: assignment(
+                "webhook_ca",
+                example_or("webhook-ca.pem", webhook.and_then(|webhook| webhook.ca.as_deref()))?,
+            ),
+            is_set: webhook.is_some_and(|webhook| webhook.ca.is_some()),
+        },
+        Entry {
+            comment: "A line of a GPIO chip that is lit for a match, for a second: gpiochipN:LINE, with :low where low is lit.",
+            line: assignment("led", gpio("gpiochip0:17", actions.led.as_ref())),
+            is_set: actions.led.is_some(),
+        },
+        Entry {
+            comment: "The same for a photo that is unknown.",
+            line: assignment("led_unknown", gpio("gpiochip0:27", actions.led_unknown.as_ref())),
+            is_set: actions.led_unknown.is_some(),
+        },
+        Entry {
+            comment: "A button on a line of a GPIO chip; :low where the line is low while it is pressed.",
+            line: assignment("button", gpio("gpiochip0:3:low", settings.button)),
+            is_set: settings.button.is_some(),
+        },
     ];
     let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
                 # runs it. Relative paths are taken from the folder of this file.\n";
@@ -241,6 +304,16 @@ fn quoted(value: &str) -> String {
     toml::Value::String(value.to_owned()).to_string()
 }
 
+/// The number that a person would have written: 0.6 is no 0.60000002384.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}
+
+/// The address of a webhook may hold a secret; where it is shown, only what leads to the host is.
+pub fn shown_webhook(url: &WebhookUrl) -> String {
+    format!("{}/..", url.origin())
+}
+
 fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| format!("{} is no Unicode text, which TOML cannot hold", path.display()))
 }
@@ -249,9 +322,12 @@ fn text(path: &Path) -> anyhow::Result<&str> {
 mod tests {
     use super::*;
     use glimpse_protocol::ModelKey;
-    use glimpse_protocol::device::{KEYS, RawDevice};
+    use glimpse_protocol::device::{KEYS, RawDevice, Webhook};
 
     const NO_SECURITY: &Security = &Security { password_file: None, ca: None, identity: None };
+
+    const NO_ACTIONS: &Actions =
+        &Actions { unknown_below: None, exec: None, webhook: None, led: None, led_unknown: None };
 
     fn check(settings: &Settings<'_>) -> (String, Device) {
         let text = device_toml(settings).unwrap();
@@ -280,6 +356,8 @@ mod tests {
             security,
             updates,
             outbox: None,
+            actions: NO_ACTIONS,
+            button: None,
         }
     }
 
@@ -311,11 +389,24 @@ mod tests {
         };
         let updates = Updates { state: "s \" 1".into(), key: ModelKey::from_bytes([0xa5; 32]) };
         let outbox = Outbox { folder: "o \" 1".into(), megabytes: 4, hours: 5 };
+        let webhook = Webhook {
+            url: "https://a/%22b%22?c=1".parse().unwrap(),
+            token_file: Some("t \" 1".into()),
+            ca: Some(strange.into()),
+        };
+        let actions = Actions {
+            unknown_below: Some(0.6),
+            exec: Some(strange.into()),
+            webhook: Some(webhook),
+            led: Some("gpiochip0:1".parse().unwrap()),
+            led_unknown: Some("gpiochip0:2:low".parse().unwrap()),
+        };
+        let button = "gpiochip1:1".parse().unwrap();
         let name = DeviceId::new("door-1").unwrap();
         let settings = Settings {
             device: Some(&name),
             camera_size: CameraSize { width: 640, height: 480 },
-            trigger: TriggerKind::Interval(Duration::from_millis(1500)),
+            trigger: TriggerKind::Button,
             sharpness_min: 2.5,
             model: Some(Path::new("q \" 1.onnx")),
             codebook: Some(Path::new(strange)),
@@ -325,24 +416,25 @@ mod tests {
             security: &security,
             updates: Some(&updates),
             outbox: Some(&outbox),
+            actions: &actions,
+            button: Some(&button),
             ..settings(&server, &camera, Path::new(strange))
         };
-        let (_, device) = check(&settings);
+        let (text, device) = check(&settings);
+        assert!(text.contains("unknown_below = 0.6\n"), "{text}");
         assert_eq!(
             (device.name, device.server, device.camera),
             (Some(name.clone()), server.clone(), camera.clone())
         );
         assert_eq!(device.camera_size, CameraSize { width: 640, height: 480 });
-        assert_eq!(
-            (device.trigger, device.sharpness_min),
-            (TriggerKind::Interval(Duration::from_millis(1500)), 2.5)
-        );
+        assert_eq!((device.trigger, device.sharpness_min), (TriggerKind::Button, 2.5));
         assert_eq!((device.bundle.as_deref(), device.top_k), (Some(Path::new(strange)), 3));
         assert_eq!(device.model.as_deref(), Some(Path::new("q \" 1.onnx")));
         assert_eq!(device.codebook.as_deref(), Some(Path::new(strange)));
         assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
         assert_eq!((device.security, device.updates), (security, Some(updates)));
         assert_eq!(device.outbox, Some(outbox));
+        assert_eq!((device.actions, device.button), (actions, Some(button)));
     }
 
     #[test]
@@ -351,7 +443,10 @@ mod tests {
         for text in ["folder:p", "v4l2:/dev/video0", "rpicam", "video:clip.y4m"] {
             let camera = text.parse().unwrap();
             let (_, device) = check(&settings(&server, &camera, Path::new("b")));
-            assert_eq!((device.trigger, device.camera), (camera.trigger_default(), camera));
+            assert_eq!((device.trigger, &device.camera), (camera.trigger_default(), &camera));
+            let trigger = TriggerKind::Interval(Duration::from_millis(1500));
+            let (_, device) = check(&Settings { trigger, ..settings(&server, &camera, Path::new("b")) });
+            assert_eq!(device.trigger, trigger);
         }
     }
 }

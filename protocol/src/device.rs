@@ -20,8 +20,12 @@ use toml::de::{DeTable, DeValue};
 
 use crate::{Codec, DeviceId, ModelKey, TOP_K_MAX};
 
+mod actions;
+
+pub use actions::{Actions, GpioLine, Webhook, WebhookUrl, similarity, similarity_of_text};
+
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 21] = [
+pub const KEYS: [&str; 29] = [
     "device",
     "server",
     "camera",
@@ -43,6 +47,14 @@ pub const KEYS: [&str; 21] = [
     "outbox",
     "outbox_mb",
     "outbox_hours",
+    "unknown_below",
+    "exec",
+    "webhook",
+    "webhook_token_file",
+    "webhook_ca",
+    "led",
+    "led_unknown",
+    "button",
 ];
 
 /// The port of MQTT without TLS, where an address names none.
@@ -172,7 +184,7 @@ pub enum ValueError {
     CameraSize,
     /// When photos are taken.
     #[error(
-        "expected always, motion, or interval:SECONDS with {} to {} seconds", INTERVAL_MIN.as_secs_f64(), INTERVAL_MAX.as_secs()
+        "expected always, motion, button, or interval:SECONDS with {} to {} seconds", INTERVAL_MIN.as_secs_f64(), INTERVAL_MAX.as_secs()
     )]
     Trigger,
     /// How sharp photos have to be.
@@ -190,6 +202,22 @@ pub enum ValueError {
     /// How long a query may wait in an outbox.
     #[error("expected a whole number of hours from 1 to {OUTBOX_HOURS_MAX}")]
     OutboxHours,
+    /// A cosine.
+    #[error("expected a similarity from -1 to 1; larger is nearer")]
+    Similarity,
+    /// An address for HTTP.
+    #[error("expected http://HOST/PATH or https://HOST/PATH")]
+    Webhook,
+    /// A secret in an address is in every log.
+    #[error(
+        "an address must hold no user or password: put a secret into a file, and write webhook_token_file = \"FILE\""
+    )]
+    WebhookSecret,
+    /// A line of a chip.
+    #[error(
+        "expected gpiochipN:LINE, such as gpiochip0:17, or gpiochip0:17:low for a line that is low when it is on"
+    )]
+    Gpio,
 }
 
 impl FromStr for ServerAddress {
@@ -320,6 +348,8 @@ pub enum TriggerKind {
     Interval(Duration),
     /// When something moves.
     Motion,
+    /// When the button is pressed.
+    Button,
 }
 
 impl FromStr for TriggerKind {
@@ -329,6 +359,7 @@ impl FromStr for TriggerKind {
         match text.split_once(':') {
             None if text == "always" => Ok(Self::Always),
             None if text == "motion" => Ok(Self::Motion),
+            None if text == "button" => Ok(Self::Button),
             Some(("interval", seconds)) => {
                 let time = seconds.parse().ok().and_then(|time| Duration::try_from_secs_f64(time).ok());
                 let time = time.filter(|time| (INTERVAL_MIN..=INTERVAL_MAX).contains(time));
@@ -345,6 +376,7 @@ impl fmt::Display for TriggerKind {
             Self::Always => f.write_str("always"),
             Self::Interval(time) => write!(f, "interval:{}", time.as_secs_f64()),
             Self::Motion => f.write_str("motion"),
+            Self::Button => f.write_str("button"),
         }
     }
 }
@@ -490,6 +522,22 @@ pub struct RawDevice {
     pub outbox_mb: Option<u16>,
     /// `outbox_hours`: how long a query may wait there.
     pub outbox_hours: Option<u16>,
+    /// `unknown_below`: a best match of a smaller similarity is none.
+    pub unknown_below: Option<f32>,
+    /// `exec`: the program that is given each outcome.
+    pub exec: Option<PathBuf>,
+    /// `webhook`: where each outcome is posted to.
+    pub webhook: Option<WebhookUrl>,
+    /// `webhook_token_file`: the secret that is sent along.
+    pub webhook_token_file: Option<PathBuf>,
+    /// `webhook_ca`: who vouches for the webhook's host.
+    pub webhook_ca: Option<PathBuf>,
+    /// `led`: lit for a match.
+    pub led: Option<GpioLine>,
+    /// `led_unknown`: lit for a photo that is unknown.
+    pub led_unknown: Option<GpioLine>,
+    /// `button`: a button on the device.
+    pub button: Option<GpioLine>,
     /// The line of each key that came from a file.
     lines: BTreeMap<&'static str, usize>,
 }
@@ -559,6 +607,10 @@ pub struct Device {
     pub updates: Option<Updates>,
     /// Where queries wait for their answers; `None`: in memory.
     pub outbox: Option<Outbox>,
+    /// What it does with an answer.
+    pub actions: Actions,
+    /// A button on the device.
+    pub button: Option<GpioLine>,
 }
 
 impl Device {
@@ -641,6 +693,18 @@ impl RawDevice {
             "state" => self.state = Some(path()?),
             "model_key" => self.model_key = Some(text()?.parse().map_err(|e| wrong(&e))?),
             "outbox" => self.outbox = Some(path()?),
+            "unknown_below" => {
+                self.unknown_below = Some(
+                    number(value).map_or(Err(ValueError::Similarity), similarity).map_err(|e| wrong(&e))?,
+                );
+            }
+            "exec" => self.exec = Some(path()?),
+            "webhook" => self.webhook = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "webhook_token_file" => self.webhook_token_file = Some(path()?),
+            "webhook_ca" => self.webhook_ca = Some(path()?),
+            "led" => self.led = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "led_unknown" => self.led_unknown = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "button" => self.button = Some(text()?.parse().map_err(|e| wrong(&e))?),
             "outbox_mb" => {
                 self.outbox_mb =
                     Some(integer(value).map_or(Err(ValueError::OutboxMb), outbox_mb).map_err(|e| wrong(&e))?);
@@ -690,6 +754,14 @@ impl RawDevice {
             outbox: self.outbox.or(below.outbox),
             outbox_mb: self.outbox_mb.or(below.outbox_mb),
             outbox_hours: self.outbox_hours.or(below.outbox_hours),
+            unknown_below: self.unknown_below.or(below.unknown_below),
+            exec: self.exec.or(below.exec),
+            webhook: self.webhook.or(below.webhook),
+            webhook_token_file: self.webhook_token_file.or(below.webhook_token_file),
+            webhook_ca: self.webhook_ca.or(below.webhook_ca),
+            led: self.led.or(below.led),
+            led_unknown: self.led_unknown.or(below.led_unknown),
+            button: self.button.or(below.button),
             lines: below.lines,
         }
     }
@@ -746,12 +818,16 @@ impl RawDevice {
                 );
             }
         }
+        let actions = self.actions(&mut problems);
         match (self.server, self.camera) {
             (Some(server), Some(camera)) if problems.is_empty() => Ok(Device {
                 name: self.device,
                 server,
                 camera_size: self.camera_size.unwrap_or(Device::CAMERA_SIZE_DEFAULT),
-                trigger: self.trigger.unwrap_or_else(|| camera.trigger_default()),
+                trigger: self.trigger.unwrap_or_else(|| match &self.button {
+                    Some(_) => TriggerKind::Button,
+                    None => camera.trigger_default(),
+                }),
                 sharpness_min: self.sharpness_min.unwrap_or_else(|| camera.sharpness_min_default()),
                 camera,
                 bundle: self.bundle,
@@ -767,6 +843,8 @@ impl RawDevice {
                     megabytes: self.outbox_mb.unwrap_or(Device::OUTBOX_MB_DEFAULT),
                     hours: self.outbox_hours.unwrap_or(Device::OUTBOX_HOURS_DEFAULT),
                 }),
+                actions,
+                button: self.button,
             }),
             _ => Err(Problems(problems)),
         }
@@ -794,6 +872,65 @@ impl RawDevice {
                 "lets the server give this device networks, and needs a folder to keep them in: write state = \"DIR\"",
             )),
             _ => Ok(None),
+        }
+    }
+
+    /// What the device does with an answer. Adds what has no use without something else, or is meant twice.
+    pub fn actions(&self, problems: &mut Vec<Problem>) -> Actions {
+        let webhook = self.webhook.clone();
+        if webhook.is_none() && !self.lines.contains_key("webhook") {
+            let settings = [
+                ("webhook_token_file", self.webhook_token_file.is_some()),
+                ("webhook_ca", self.webhook_ca.is_some()),
+            ];
+            for (key, _) in settings.into_iter().filter(|(_, is_there)| *is_there) {
+                problems.push(self.problem(
+                    key,
+                    "is about an address that outcomes are posted to: write webhook = \"https://HOST/PATH\" too",
+                ));
+            }
+        }
+        if webhook.as_ref().is_some_and(|url| !url.is_tls()) && self.webhook_ca.is_some() {
+            problems.push(
+                self.problem("webhook_ca", "is for TLS: write webhook = \"https://..\", or leave it out"),
+            );
+        }
+        match (self.trigger, &self.button) {
+            (Some(TriggerKind::Button), None) if !self.lines.contains_key("button") => {
+                problems.push(self.problem(
+                    "trigger",
+                    "button needs the line that the button is on: write button = \"gpiochip0:3\"",
+                ));
+            }
+            (Some(other), Some(_)) if other != TriggerKind::Button => problems.push(self.problem(
+                "button",
+                &format!("is not looked at with trigger = \"{other}\": write trigger = \"button\", or leave one out"),
+            )),
+            _ => {}
+        }
+        let lines = [("led", &self.led), ("led_unknown", &self.led_unknown), ("button", &self.button)];
+        for (place, (key, line)) in lines.iter().enumerate() {
+            let Some(line) = line else { continue };
+            let other = lines
+                .iter()
+                .take(place)
+                .find(|(_, other)| other.as_ref().is_some_and(|other| other.is_line_of(line)));
+            if let Some((other, _)) = other {
+                problems.push(
+                    self.problem(key, &format!("{line} is taken by {other} already: give another line")),
+                );
+            }
+        }
+        Actions {
+            unknown_below: self.unknown_below,
+            exec: self.exec.clone(),
+            webhook: webhook.map(|url| Webhook {
+                url,
+                token_file: self.webhook_token_file.clone(),
+                ca: self.webhook_ca.clone(),
+            }),
+            led: self.led.clone(),
+            led_unknown: self.led_unknown.clone(),
         }
     }
 
@@ -864,11 +1001,14 @@ mod tests {
     }
 
     const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\n\
-                         camera_size = '640x480'\ntrigger = 'interval:2.5'\nsharpness_min = 0x2\nbundle = '/opt/b'\n\
+                         camera_size = '640x480'\ntrigger = 'button'\nsharpness_min = 0x2\nbundle = '/opt/b'\n\
                          model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n\
                          password_file = '/run/secret'\nca = 'ca.pem'\ncertificate = 'door-1.pem'\nkey = 'door-1.key'\nstate = '/var/lib/glimpse'\n\
                          model_key = '000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'\n\
-                         outbox = 'outbox'\noutbox_mb = 32\noutbox_hours = 24\n";
+                         outbox = 'outbox'\noutbox_mb = 32\noutbox_hours = 24\n\
+                         unknown_below = 0.5\nexec = 'hook'\nwebhook = 'https://a/b'\nwebhook_token_file = 'token'\n\
+                         webhook_ca = 'hook.pem'\nled = 'gpiochip0:17'\nled_unknown = 'gpiochip0:18:low'\n\
+                         button = 'gpiochip1:3'\n";
 
     #[test]
     fn reads_every_key() {
@@ -877,7 +1017,7 @@ mod tests {
         assert_eq!(device.server.to_string(), "mqtts://gallery.local:8883");
         assert_eq!(device.camera.to_string(), "folder:/etc/glimpse/photos");
         assert_eq!(device.camera_size, CameraSize { width: 640, height: 480 });
-        assert_eq!(device.trigger, TriggerKind::Interval(Duration::from_millis(2500)));
+        assert_eq!(device.trigger, TriggerKind::Button);
         assert_eq!(device.sharpness_min, 2.0);
         assert_eq!(device.bundle, Some("/opt/b".into()));
         assert_eq!(device.model, Some("/etc/glimpse/m.onnx".into()));
@@ -893,6 +1033,20 @@ mod tests {
         let key = ModelKey::from_bytes(core::array::from_fn(|place| place as u8));
         assert_eq!(device.updates, Some(Updates { state: "/var/lib/glimpse".into(), key }));
         assert_eq!(device.outbox, Some(Outbox { folder: file("outbox"), megabytes: 32, hours: 24 }));
+        let line = |text: &str| Some(text.parse::<GpioLine>().unwrap());
+        let webhook = Webhook {
+            url: "https://a/b".parse().unwrap(),
+            token_file: Some(file("token")),
+            ca: Some(file("hook.pem")),
+        };
+        let actions = Actions {
+            unknown_below: Some(0.5),
+            exec: Some(file("hook")),
+            webhook: Some(webhook),
+            led: line("gpiochip0:17"),
+            led_unknown: line("gpiochip0:18:low"),
+        };
+        assert_eq!((device.actions, device.button), (actions, line("gpiochip1:3")));
         let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(keys, KEYS);
     }
@@ -915,7 +1069,8 @@ mod tests {
                 "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, \
                  or mqtts://HOST:PORT for TLS",
                 "line 5: thing: unknown key: the keys are device, server, camera, camera_size, trigger, sharpness_min, bundle, model, codebook, codec, \
-                 top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours",
+                 top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours, \
+                 unknown_below, exec, webhook, webhook_token_file, webhook_ca, led, led_unknown, button",
                 "line 6: camera: expected folder:DIR, the photos in a folder; v4l2:/dev/videoN, a USB camera; rpicam, a \
                  Raspberry Pi's camera; or video:FILE, a file in MJPEG or YUV4MPEG2",
                 "line 7: top_k: expected a whole number from 1 to 100",
@@ -1012,6 +1167,35 @@ mod tests {
     }
 
     #[test]
+    fn actions_are_told_what_they_lack() {
+        let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
+        for (more, expected) in [
+            (
+                "webhook_token_file = 't'",
+                "line 4: webhook_token_file: is about an address that outcomes are posted to: write webhook = \
+                 \"https://HOST/PATH\" too",
+            ),
+            (
+                "webhook = 'http://a'\nwebhook_ca = 'c'",
+                "line 5: webhook_ca: is for TLS: write webhook = \"https://..\", or leave it out",
+            ),
+            (
+                "led = 'gpiochip0:1'\nbutton = 'gpiochip0:1:low'",
+                "line 5: button: gpiochip0:1:low is taken by led already: give another line",
+            ),
+            (
+                "unknown_below = 'x'",
+                "line 4: unknown_below: expected a similarity from -1 to 1; larger is nearer",
+            ),
+            ("webhook = 'a.org'", "line 4: webhook: expected http://HOST/PATH or https://HOST/PATH"),
+        ] {
+            check_problems(&format!("{head}{more}"), &[expected]);
+        }
+        let device = read(&format!("{head}unknown_below = 0")).unwrap();
+        assert_eq!(device.actions, Actions { unknown_below: Some(0.0), ..Actions::default() });
+    }
+
+    #[test]
     fn pq_needs_a_codebook() {
         check_problems(
             "server = 'a'\ncamera = 'folder:/p'\ncodec = 'pq'\nmodel = '/m'",
@@ -1101,17 +1285,34 @@ mod tests {
     }
 
     #[test]
+    fn a_button_is_a_trigger() {
+        let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
+        let device = read(&format!("{head}button = 'gpiochip0:3'")).unwrap();
+        assert_eq!(device.trigger, TriggerKind::Button);
+        check_problems(
+            &format!("{head}trigger = 'button'"),
+            &["line 4: trigger: button needs the line that the button is on: write button = \"gpiochip0:3\""],
+        );
+        check_problems(
+            &format!("{head}trigger = 'motion'\nbutton = 'gpiochip0:3'"),
+            &[
+                "line 5: button: is not looked at with trigger = \"motion\": write trigger = \"button\", or leave one out",
+            ],
+        );
+    }
+
+    #[test]
     fn sizes_triggers_and_sharpness_are_bounded() {
         for text in ["", "640", "640x", "x480", "640x480x3", "-640x480", "15x480", "640x8193", "640X480"] {
             assert_eq!(text.parse::<CameraSize>(), Err(ValueError::CameraSize), "{text}");
         }
         for text in ["", "Always", "interval", "interval:", "interval:0", "interval:0.09", "interval:86401"]
             .into_iter()
-            .chain(["interval:NaN", "interval:inf", "interval:-1", "motion:", "button"])
+            .chain(["interval:NaN", "interval:inf", "interval:-1", "motion:", "button:3"])
         {
             assert_eq!(text.parse::<TriggerKind>(), Err(ValueError::Trigger), "{text}");
         }
-        for text in ["always", "motion", "interval:0.1", "interval:86400"] {
+        for text in ["always", "motion", "button", "interval:0.1", "interval:86400"] {
             assert_eq!(text.parse::<TriggerKind>().unwrap().to_string(), text);
         }
         for value in [-0.1, 1000.1, f64::NAN, f64::INFINITY] {

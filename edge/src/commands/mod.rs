@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use glimpse_protocol::device::{self, CameraSource, Device, RawDevice, ServerAddress};
+use glimpse_protocol::device::{self, CameraSource, Device, GpioLine, RawDevice, ServerAddress, WebhookUrl};
 use glimpse_protocol::{Codec, DeviceId, GalleryStatus, ModelKey, SpaceId};
 
 use crate::client::GiveUp;
@@ -15,6 +15,7 @@ use crate::linux::output::{Failure, chain};
 
 pub mod bench;
 pub mod capture;
+pub mod doctor;
 pub mod embed;
 pub mod query;
 pub mod run;
@@ -48,6 +49,9 @@ pub enum Command {
     Capture(capture::CaptureArgs),
     /// Measures how fast this device embeds
     Bench(bench::BenchArgs),
+    /// Looks at all that this device needs, and says what to do about what is missing; takes the flags of run
+    #[command(mut_arg("once", |arg| arg.hide(true)))]
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Where the query network is.
@@ -122,6 +126,48 @@ impl CredentialFlags {
         raw.certificate = self.certificate;
         raw.key = self.key;
         raw
+    }
+}
+
+/// What the device does with an answer, beside printing it, and its button.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ActionFlags {
+    /// Similarity below which the best match is none: the photo is unknown [default: every match counts]
+    #[arg(long, value_name = "SIMILARITY", value_parser = device::similarity_of_text, allow_negative_numbers = true)]
+    pub unknown_below: Option<f32>,
+    /// Program that is given the JSON of each outcome on standard input; it has ten seconds
+    #[arg(long, value_name = "PROGRAM")]
+    pub exec: Option<PathBuf>,
+    /// Address that the JSON of each outcome is posted to
+    #[arg(long, value_name = "URL")]
+    pub webhook: Option<WebhookUrl>,
+    /// File with the secret that is sent to it, as Authorization: Bearer
+    #[arg(long, value_name = "FILE")]
+    pub webhook_token_file: Option<PathBuf>,
+    /// Authority that signed the certificate of its host (PEM) [default: the public ones]
+    #[arg(long, value_name = "PEM")]
+    pub webhook_ca: Option<PathBuf>,
+    /// Line of a GPIO chip that is lit for a match, for a second; with :low where low is lit
+    #[arg(long, value_name = "gpiochipN:LINE")]
+    pub led: Option<GpioLine>,
+    /// The same for a photo that is unknown
+    #[arg(long, value_name = "gpiochipN:LINE")]
+    pub led_unknown: Option<GpioLine>,
+    /// Line of a button; with :low where the line is low while it is pressed
+    #[arg(long, value_name = "gpiochipN:LINE")]
+    pub button: Option<GpioLine>,
+}
+
+impl ActionFlags {
+    fn into_raw(self, raw: &mut RawDevice) {
+        raw.unknown_below = self.unknown_below;
+        raw.exec = self.exec;
+        raw.webhook = self.webhook;
+        raw.webhook_token_file = self.webhook_token_file;
+        raw.webhook_ca = self.webhook_ca;
+        raw.led = self.led;
+        raw.led_unknown = self.led_unknown;
+        raw.button = self.button;
     }
 }
 

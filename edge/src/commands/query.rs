@@ -297,8 +297,10 @@ impl Asking {
             Event::NotSent(error) => tracing::warn!(%error, "a query was not sent"),
             Event::Answered { id, payload, reply, attempts, reply_time } => {
                 let bytes = payload.message.len();
-                let result =
-                    self.server.answer(reply).map(|reply| Answered { reply, reply_time, attempts, bytes });
+                let result = self.server.answer(reply).map(|reply| {
+                    let unknown = output::is_unknown(&reply, None);
+                    Answered { reply, reply_time, attempts, bytes, unknown }
+                });
                 return Some(payload.came_to(id, result));
             }
             Event::GivenUp { id, payload, reason, .. } => {

@@ -21,11 +21,15 @@ use glimpse_protocol::device::{self, CameraSize, CameraSource, Device, RawDevice
 use glimpse_protocol::{ErrorCode, QueryId};
 
 use super::query::{Pending, embed_query, not_asked};
-use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device};
+use super::{
+    ATTEMPTS, ActionFlags, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device,
+};
 use crate::backoff::{Backoff, Jitter};
 use crate::client::{GiveUp, Patience};
+use crate::linux::actions::Actions;
 use crate::linux::camera::{CameraError, Photo, Watch};
 use crate::linux::credentials::Credentials;
+use crate::linux::gpio::ButtonLine;
 use crate::linux::host::{self, Stop, SystemClock};
 use crate::linux::model::{Encoder, QueryModel, QueryModelError};
 use crate::linux::mqtt::{Answer, Connection, MqttUplink, Presence, Waker};
@@ -66,7 +70,7 @@ pub struct RunArgs {
     /// How large photos of v4l2 and rpicam should be [default: 1280x720]
     #[arg(long, value_name = "WIDTHxHEIGHT")]
     pub camera_size: Option<CameraSize>,
-    /// When photos are taken: always, motion or interval:SECONDS [default: interval:10; of folder and video: always]
+    /// When photos are taken: always, motion, button or interval:SECONDS [default: interval:10; of folder and video: always]
     #[arg(long, value_name = "WHEN")]
     pub trigger: Option<TriggerKind>,
     /// How sharp photos have to be, as `capture` measures it; 0 takes blurred ones too [default: 0.5; of folder and video: 0]
@@ -87,6 +91,8 @@ pub struct RunArgs {
     /// How long a query may wait there, in hours [default: 72]
     #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text)]
     outbox_hours: Option<u16>,
+    #[command(flatten)]
+    actions: ActionFlags,
     /// Ends after the photos that are there at the beginning, a video's last, or one of a camera
     #[arg(long)]
     pub once: bool,
@@ -109,11 +115,14 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if let CameraSource::Folder(folder) = &device.camera {
         std::fs::read_dir(folder).with_context(|| format!("cannot list the folder {}", folder.display()))?;
     }
-    let camera = Watch::new(&device.camera, device.camera_size, device.trigger, device.sharpness_min, once);
+    let button = device.button.as_ref().map(ButtonLine::open).transpose()?;
+    let trigger = (device.trigger, button);
+    let camera = Watch::new(&device.camera, device.camera_size, trigger, device.sharpness_min, once);
     let waiting = device.outbox.as_ref().map(Waiting::open).transpose()?;
 
     let name = device.name.clone().map_or_else(host::device_name, Ok)?;
     let credentials = Credentials::load(&device.security)?;
+    let actions = Actions::start(&device.actions, host::jitter()?)?;
     // After everything else that can fail: a network on trial is not to blame for that.
     let (model, updater) = match &device.updates {
         Some(updates) => {
@@ -169,6 +178,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         stop,
         captured,
         waiting,
+        actions,
+        unknown_below: device.actions.unknown_below,
         fresh: VecDeque::new(),
         again: VecDeque::new(),
         once,
@@ -179,13 +190,14 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     .run()
 }
 
-fn configuration(args: RunArgs) -> anyhow::Result<Device> {
+pub(super) fn configuration(args: RunArgs) -> anyhow::Result<Device> {
     let flags = {
         let mut raw = raw_device(args.model, args.flags, args.camera);
         (raw.camera_size, raw.trigger, raw.sharpness_min) =
             (args.camera_size, args.trigger, args.sharpness_min);
         (raw.state, raw.model_key) = (args.updates.state, args.updates.model_key);
         (raw.outbox, raw.outbox_mb, raw.outbox_hours) = (args.outbox, args.outbox_mb, args.outbox_hours);
+        args.actions.into_raw(&mut raw);
         raw
     };
     let (file, problems) = match &args.config {
@@ -318,6 +330,9 @@ struct Running {
     captured: Receiver<Captured>,
     /// The outbox on the disk, where there is one.
     waiting: Option<Waiting>,
+    /// What is done with an outcome, beside printing it.
+    actions: Actions,
+    unknown_below: Option<f32>,
     /// Queries in the session that are not on the disk yet, and since when.
     fresh: VecDeque<(QueryId, Instant)>,
     /// Queries on the disk that got no reply, and when they are sent again.
@@ -361,6 +376,7 @@ impl Running {
         let waiting = if on_disk > 0 { on_disk } else { self.session.waiting() };
         self.updating.stop();
         self.session.into_uplink().close(waiting);
+        self.actions.close(self.once, || self.stop.asked());
         result?;
         let failed = self.once && (self.failures > 0 || lost > 0);
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -374,6 +390,7 @@ impl Running {
                 return Ok(());
             }
             let soon = !self.fresh.is_empty()
+                || (self.once && self.actions.is_behind())
                 || !self.again.is_empty()
                 || self.waiting.as_ref().is_some_and(Waiting::is_unsynced);
             if let Some(event) = self.session.step(if soon { TOGETHER } else { LOOK_AROUND })? {
@@ -384,7 +401,7 @@ impl Running {
 
     fn take_captured(&mut self) -> anyhow::Result<()> {
         // With a finite number of photos there is no hurry: better to wait than to drop.
-        while !(self.once && self.session.waiting() > 0) {
+        while !(self.once && (self.session.waiting() > 0 || self.actions.is_behind())) {
             match self.captured.try_recv() {
                 Ok(Captured::Query(id, pending)) => self.captured(id, pending)?,
                 Ok(Captured::Failed(outcome)) => self.print(&outcome)?,
@@ -504,8 +521,11 @@ impl Running {
                     }
                     Answer::Refused(_) | Answer::Malformed(_) => {}
                 }
-                let result =
-                    self.server.answer(reply).map(|reply| Answered { reply, reply_time, attempts, bytes });
+                let below = self.unknown_below;
+                let result = self.server.answer(reply).map(|reply| {
+                    let unknown = output::is_unknown(&reply, below);
+                    Answered { reply, reply_time, attempts, bytes, unknown }
+                });
                 if self.is_done(id) {
                     self.print(&payload.came_to(id, result))?;
                 } else {
@@ -542,6 +562,7 @@ impl Running {
             let id = outcome.id.map(tracing::field::display);
             tracing::error!(photo = %outcome.photo, query_id = id, code = failure.code, "{}", failure.message);
         }
+        self.actions.act(outcome);
         let mut out = io::stdout().lock();
         if self.json { output::write_json(&mut out, outcome) } else { output::write_line(&mut out, outcome) }
     }

@@ -81,7 +81,7 @@ impl Credentials {
     /// # Errors
     /// A file that cannot be read or used, and a secret that others can read.
     pub fn load(security: &Security) -> Result<Self, CredentialsError> {
-        let password = security.password_file.as_deref().map(password).transpose()?;
+        let password = security.password_file.as_deref().map(secret).transpose()?;
         let tls = security.ca.as_deref().map(|ca| tls(ca, security)).transpose()?;
         Ok(Self { password, tls })
     }
@@ -92,7 +92,8 @@ impl Credentials {
     }
 }
 
-fn password(path: &Path) -> Result<String, CredentialsError> {
+/// The one line of a private file: a password, or a token.
+pub(super) fn secret(path: &Path) -> Result<String, CredentialsError> {
     check_mode(path)?;
     // Two more for the line's end.
     let bytes = read(path, PASSWORD_BYTES_MAX as u64 + 2)?;
@@ -132,7 +133,7 @@ fn tls(ca: &Path, security: &Security) -> Result<Arc<ClientConfig>, CredentialsE
 }
 
 /// At least one certificate.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
     let unusable = |reason: String| CredentialsError::Unusable { path: path.to_owned(), reason };
     let pem = read(path, PEM_BYTES_MAX)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();

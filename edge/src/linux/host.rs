@@ -69,6 +69,12 @@ fn sanitised(host: &str) -> Option<DeviceId> {
     DeviceId::new(name.trim_matches('-')).ok()
 }
 
+/// Whether what is sent to `host` does not leave this machine.
+pub fn is_this_machine(host: &str) -> bool {
+    host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 /// Time since the program began.
 #[derive(Debug, Clone, Copy)]
 pub struct SystemClock(Instant);

@@ -5,11 +5,16 @@
 //! - [`journal`]: what waits for its outcome, on the disk; [`waiting`]: when it goes there.
 //! - [`mqtt`]: the uplink; the only place that knows topics, CBOR and rumqttc.
 //! - [`update`]: new query networks from the server.
+//! - [`actions`]: what is done with an answer: a program, a webhook, a lamp; [`gpio`]: lines of GPIO chips.
+//! - [`doctor`]: what may keep the device from working.
 //! - [`output`]: answers as tables and JSON lines; [`npy`]: embeddings as a NumPy file.
 //! - [`host`]: the little that comes from the system: name, randomness, signals, time.
 
+pub mod actions;
 pub mod camera;
 pub mod credentials;
+pub mod doctor;
+pub mod gpio;
 pub mod host;
 pub mod journal;
 pub mod model;

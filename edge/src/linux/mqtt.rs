@@ -33,6 +33,7 @@ use thiserror::Error;
 
 use crate::backoff::{Backoff, Jitter};
 use crate::linux::credentials::Credentials;
+use crate::linux::host;
 use crate::linux::update::Updating;
 use crate::ports::{Error, ErrorKind, Received, Uplink};
 
@@ -338,7 +339,7 @@ impl MqttUplink {
     /// [`UplinkError::Thread`].
     pub fn start(connection: Connection, jitter: Jitter) -> Result<Self, UplinkError> {
         let status_topic = DeviceTopic::Status.of(&connection.device);
-        if connection.credentials.has_naked_password() && !is_this_machine(connection.server.host()) {
+        if connection.credentials.has_naked_password() && !host::is_this_machine(connection.server.host()) {
             tracing::warn!(server = %connection.server, "the password crosses the network in the clear: use mqtts:// and ca");
         }
         let state =
@@ -482,11 +483,6 @@ fn options(
         options.set_last_will(last_will(connection.space, status_topic, state)?);
     }
     Ok(options)
-}
-
-fn is_this_machine(host: &str) -> bool {
-    host == "localhost"
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 fn status(space: SpaceId, state: &Shared, presence: &Presence, online: bool) -> DeviceStatus {

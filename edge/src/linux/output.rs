@@ -33,6 +33,14 @@ pub struct Answered {
     pub attempts: u8,
     /// Bytes of the query's MQTT payload.
     pub bytes: usize,
+    /// Nothing in the gallery is what the photo shows: there is no match, or none that is near enough.
+    pub unknown: bool,
+}
+
+/// Whether a reply says that the photo is of nothing in the gallery: no match, or the best of a similarity below `below`.
+pub fn is_unknown(reply: &Reply, below: Option<f32>) -> bool {
+    let best = reply.matches.first().map(|found| found.similarity);
+    best.is_none_or(|best| below.is_some_and(|below| best < below))
 }
 
 /// Why there is no answer: the `error` of a JSON line.
@@ -65,6 +73,8 @@ struct JsonLine<'a> {
     id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     matches: Option<Vec<JsonMatch<'a>>>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unknown: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a Failure>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +115,7 @@ pub fn write_json(out: &mut impl Write, outcome: &Outcome) -> io::Result<()> {
         photo: &outcome.photo,
         id: outcome.id.map(|id| id.to_string()),
         matches,
+        unknown: answered.is_some_and(|answered| answered.unknown),
         error: outcome.result.as_ref().err(),
         embed_ms: outcome.embed_time.map(milliseconds),
         reply_ms: answered.map(|answered| milliseconds(answered.reply_time)),
@@ -159,10 +170,14 @@ pub fn write_line(out: &mut impl Write, outcome: &Outcome) -> io::Result<()> {
         || "no matches".to_owned(),
         |found| format!("{:.3}  {}  {}", found.similarity, printable(&found.label), printable(&found.image)),
     );
+    let unknown =
+        if answered.unknown && !answered.reply.matches.is_empty() { "unknown: at best " } else { "" };
     let embed = outcome.embed_time.map_or(0.0, milliseconds);
     let reply = milliseconds(answered.reply_time);
-    let line =
-        format!("{}  {found}  (embed {embed:.1} ms, reply {reply:.1} ms)\n", printable(&outcome.photo));
+    let line = format!(
+        "{}  {unknown}{found}  (embed {embed:.1} ms, reply {reply:.1} ms)\n",
+        printable(&outcome.photo)
+    );
     out.write_all(line.as_bytes())?;
     out.flush()
 }
@@ -199,7 +214,9 @@ mod tests {
             similarity: *similarity,
         });
         let reply = Box::new(Reply { v: 1, id, matches: matches.collect(), took_us: 200, generation: 3 });
-        let answered = Answered { reply, reply_time: Duration::from_micros(1234), attempts: 1, bytes: 300 };
+        let unknown = is_unknown(&reply, None);
+        let reply_time = Duration::from_micros(1234);
+        let answered = Answered { reply, reply_time, attempts: 1, bytes: 300, unknown };
         Outcome {
             photo: "p/a.jpg".to_owned(),
             id: Some(id),
@@ -258,6 +275,27 @@ mod tests {
             text(|out| write_line(out, &outcome)),
             "p/a.jpg  0.910  apple  apples/1.jpg  (embed 9.9 ms, reply 1.2 ms)\n"
         );
+    }
+
+    #[test]
+    fn a_photo_without_a_match_that_is_near_enough_is_unknown() {
+        let mut outcome = answered(&[("apples/1.jpg", "apple", 0.5), ("p/2.jpg", "pear", 0.4)]);
+        let reply = |outcome: &Outcome| outcome.result.as_ref().unwrap().reply.clone();
+        for (below, expected) in [(None, false), (Some(0.5), false), (Some(0.51), true), (Some(-1.0), false)]
+        {
+            assert_eq!(is_unknown(&reply(&outcome), below), expected, "{below:?}");
+        }
+        assert!(is_unknown(&reply(&answered(&[])), None), "the server itself may know that there is none");
+        outcome.result.as_mut().unwrap().unknown = true;
+        let json = text(|out| write_json(out, &outcome));
+        assert!(json.contains("\"similarity\":0.4}],\"unknown\":true,\"embed_ms\""), "{json}");
+        assert_eq!(
+            text(|out| write_line(out, &outcome)),
+            "p/a.jpg  unknown: at best 0.500  apple  apples/1.jpg  (embed 9.9 ms, reply 1.2 ms)\n"
+        );
+        let json = text(|out| write_json(out, &answered(&[])));
+        assert!(json.contains("\"matches\":[],\"unknown\":true"), "{json}");
+        assert!(text(|out| write_line(out, &answered(&[]))).contains("p/a.jpg  no matches  ("));
     }
 
     #[test]

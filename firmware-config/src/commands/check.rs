@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use glimpse_protocol::Codec;
-use glimpse_protocol::device::{CameraSource, Device, Outbox, Problem, RawDevice};
+use glimpse_protocol::device::{Actions, CameraSource, Device, Outbox, Problem, RawDevice};
 
 use crate::output::{complain, say, shown};
+use crate::template::shown_webhook;
 
 /// The largest file that is read; a complete one has two kilobytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -140,6 +141,9 @@ fn path_problems(raw: &RawDevice) -> Vec<Problem> {
         ("ca", &raw.ca),
         ("certificate", &raw.certificate),
         ("key", &raw.key),
+        ("exec", &raw.exec),
+        ("webhook_token_file", &raw.webhook_token_file),
+        ("webhook_ca", &raw.webhook_ca),
     ] {
         needed.extend(path.as_deref().map(|path| Needed::file(key, path)));
     }
@@ -184,6 +188,20 @@ fn login(device: &Device) -> String {
 
 fn sharpness(min: f32) -> String {
     if min > 0.0 { format!("at least {min}") } else { "any: blurred photos are taken too".to_owned() }
+}
+
+/// What it does with an answer.
+fn actions(device: &Device) -> String {
+    let Actions { unknown_below, exec, webhook, led, led_unknown } = &device.actions;
+    let told = [
+        Some("printed".to_owned()),
+        exec.as_ref().map(|exec| format!("given to {}", exec.display())),
+        webhook.as_ref().map(|webhook| format!("posted to {}", shown_webhook(&webhook.url))),
+        led.as_ref().map(|led| format!("a match lights {led}")),
+        led_unknown.as_ref().map(|led| format!("what is unknown lights {led}")),
+        unknown_below.map(|below| format!("unknown below {below}")),
+    ];
+    told.into_iter().flatten().collect::<Vec<String>>().join(", ")
 }
 
 /// What the device would work with, defaults filled in.
@@ -231,6 +249,8 @@ fn table(device: &Device) -> String {
                 },
             ),
         ),
+        ("actions", actions(device)),
+        ("button", device.button.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)),
     ];
     rows.map(|(key, value)| format!("  {key:<9} {}\n", shown(&value))).concat()
 }

@@ -9,7 +9,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use glimpse_protocol::device::{
-    self, CameraSize, CameraSource, Device, Outbox, RawDevice, ServerAddress, TriggerKind, Updates,
+    self, CameraSize, CameraSource, Device, GpioLine, Outbox, Problems, RawDevice, ServerAddress,
+    TriggerKind, Updates, WebhookUrl,
 };
 use glimpse_protocol::{Codec, DeviceId, ModelKey};
 
@@ -34,7 +35,7 @@ pub struct InitArgs {
     /// How large photos should be
     #[arg(long, value_name = "WIDTHxHEIGHT", default_value_t = Device::CAMERA_SIZE_DEFAULT)]
     pub camera_size: CameraSize,
-    /// When photos are taken: always, motion or interval:SECONDS [default: interval:10; of files: always]
+    /// When photos are taken: always, motion, button or interval:SECONDS [default: interval:10; of files: always]
     #[arg(long, value_name = "WHEN")]
     pub trigger: Option<TriggerKind>,
     /// How sharp photos have to be; 0 takes blurred ones too [default: 0.5; of files: 0]
@@ -85,6 +86,30 @@ pub struct InitArgs {
     /// How long a query may wait there
     #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text, default_value_t = Device::OUTBOX_HOURS_DEFAULT)]
     pub outbox_hours: u16,
+    /// Similarity below which the best match is none: the photo is unknown
+    #[arg(long, value_name = "SIMILARITY", value_parser = device::similarity_of_text, allow_negative_numbers = true)]
+    pub unknown_below: Option<f32>,
+    /// Program on the device that is given the JSON of each outcome
+    #[arg(long, value_name = "PROGRAM")]
+    pub exec: Option<PathBuf>,
+    /// Address that the JSON of each outcome is posted to
+    #[arg(long, value_name = "URL")]
+    pub webhook: Option<WebhookUrl>,
+    /// File with the secret that is sent to it
+    #[arg(long, value_name = "FILE", requires = "webhook")]
+    pub webhook_token_file: Option<PathBuf>,
+    /// Authority that signed the certificate of its host (PEM) [default: the public ones]
+    #[arg(long, value_name = "PEM", requires = "webhook")]
+    pub webhook_ca: Option<PathBuf>,
+    /// Line of a GPIO chip that is lit for a match; with :low where low is lit
+    #[arg(long, value_name = "gpiochipN:LINE")]
+    pub led: Option<GpioLine>,
+    /// Line that is lit for a photo that is unknown
+    #[arg(long, value_name = "gpiochipN:LINE")]
+    pub led_unknown: Option<GpioLine>,
+    /// Line of a button; with :low where the line is low while it is pressed
+    #[arg(long, value_name = "gpiochipN:LINE")]
+    pub button: Option<GpioLine>,
     /// Replaces a file that is there
     #[arg(long)]
     pub force: bool,
@@ -111,12 +136,28 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         megabytes: args.outbox_mb,
         hours: args.outbox_hours,
     });
+    raw.unknown_below = args.unknown_below;
+    raw.exec.clone_from(&args.exec);
+    raw.webhook.clone_from(&args.webhook);
+    raw.webhook_token_file.clone_from(&args.webhook_token_file);
+    raw.webhook_ca.clone_from(&args.webhook_ca);
+    raw.led.clone_from(&args.led);
+    raw.led_unknown.clone_from(&args.led_unknown);
+    raw.button.clone_from(&args.button);
+    let mut problems = Vec::new();
+    let actions = raw.actions(&mut problems);
+    if !problems.is_empty() {
+        return Err(anyhow::Error::msg(Problems(problems)));
+    }
     let settings = Settings {
         device: args.device.as_ref(),
         server: &args.server,
         camera: &args.camera,
         camera_size: args.camera_size,
-        trigger: args.trigger.unwrap_or_else(|| args.camera.trigger_default()),
+        trigger: args.trigger.unwrap_or_else(|| match &args.button {
+            Some(_) => TriggerKind::Button,
+            None => args.camera.trigger_default(),
+        }),
         sharpness_min: args.sharpness_min.unwrap_or_else(|| args.camera.sharpness_min_default()),
         bundle: &args.bundle,
         model: args.model.as_deref(),
@@ -127,6 +168,8 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         security: &security,
         updates: updates.as_ref(),
         outbox: outbox.as_ref(),
+        actions: &actions,
+        button: args.button.as_ref(),
     };
     let text = device_toml(&settings)?;
     write_whole(&args.file, &text, args.force)?;

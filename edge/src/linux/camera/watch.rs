@@ -6,7 +6,9 @@ use glimpse_protocol::device::{CameraSize, CameraSource, TriggerKind};
 
 use super::picture::Photo;
 use super::{CameraError, Source};
+use crate::linux::gpio::ButtonLine;
 use crate::linux::host::SystemClock;
+use crate::linux::output::chain;
 use crate::ports::{Camera, Capture, Clock as _};
 use crate::trigger::{Always, Interval, OnMotion, Trigger, Wish};
 use crate::vision::quality::News;
@@ -38,14 +40,14 @@ impl Watch {
     pub fn new(
         camera: &CameraSource,
         size: CameraSize,
-        trigger: TriggerKind,
+        (trigger, button): (TriggerKind, Option<ButtonLine>),
         sharpness_min: f32,
         once: bool,
     ) -> Self {
         let is_screened = camera.is_live() || sharpness_min > 0.0;
         Self {
             source: Source::new(camera, size, once),
-            trigger: trigger_of(trigger),
+            trigger: trigger_of(trigger, button),
             screen: is_screened.then(|| Screen::new(sharpness_min)),
             clock: SystemClock::start(),
             is_again: false,
@@ -178,11 +180,41 @@ impl Camera for Watch {
     }
 }
 
-fn trigger_of(kind: TriggerKind) -> Box<dyn Trigger + Send> {
+fn trigger_of(kind: TriggerKind, button: Option<ButtonLine>) -> Box<dyn Trigger + Send> {
     match kind {
+        TriggerKind::Button => Box::new(OnPress { button, is_pressed: false }),
         TriggerKind::Always => Box::new(Always),
         TriggerKind::Interval(every) => Box::new(Interval::new(every)),
         TriggerKind::Motion => Box::new(OnMotion::new()),
+    }
+}
+
+/// How long a press may go unnoticed.
+const PRESS_NOTICED: Duration = Duration::from_millis(50);
+
+/// A photo for each press of a button; presses while one is taken count as one.
+struct OnPress {
+    /// `None` where there is none any more.
+    button: Option<ButtonLine>,
+    /// Pressed, and no photo was taken since.
+    is_pressed: bool,
+}
+
+impl Trigger for OnPress {
+    fn wish(&mut self, _: Duration) -> Wish {
+        match self.button.as_mut().map(|button| button.pressed(Duration::ZERO)) {
+            Some(Ok(pressed)) => self.is_pressed |= pressed,
+            Some(Err(error)) => {
+                tracing::error!("{}; presses are not noticed any more, until a restart", chain(&error));
+                self.button = None;
+            }
+            None => {}
+        }
+        if self.is_pressed { Wish::Photo } else { Wish::Wait(PRESS_NOTICED) }
+    }
+
+    fn taken(&mut self, _: Duration) {
+        self.is_pressed = false;
     }
 }
 
@@ -197,7 +229,7 @@ mod tests {
         std::fs::write(file.path(), video).unwrap();
         let camera = CameraSource::Video(file.path().into());
         let size = CameraSize { width: 640, height: 480 };
-        let mut watch = Watch::new(&camera, size, trigger.parse().unwrap(), sharpness_min, true);
+        let mut watch = Watch::new(&camera, size, (trigger.parse().unwrap(), None), sharpness_min, true);
         let mut numbers = Vec::new();
         for _ in 0..10_000 {
             match watch.capture().unwrap() {
@@ -249,8 +281,13 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), y4m(&[100; 5])).unwrap();
         let camera = CameraSource::Video(file.path().into());
-        let mut watch =
-            Watch::new(&camera, CameraSize { width: 640, height: 480 }, TriggerKind::Always, 0.0, false);
+        let mut watch = Watch::new(
+            &camera,
+            CameraSize { width: 640, height: 480 },
+            (TriggerKind::Always, None),
+            0.0,
+            false,
+        );
         let begun = std::time::Instant::now();
         let mut photos = 0;
         while photos < 8 {

@@ -1,0 +1,242 @@
+//! What the device needs of its own disk and pins: camera, network, codebook, secrets, programs, lines.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Instant;
+
+use glimpse_embedder::test_photo;
+use glimpse_protocol::device::{CameraSize, CameraSource, Device, GpioLine};
+
+use super::Finding;
+use crate::linux::actions;
+use crate::linux::camera::Source;
+use crate::linux::credentials::Credentials;
+use crate::linux::gpio::{self, GpioError};
+use crate::linux::model::{Encoder, ModelFiles, QueryModel};
+use crate::linux::output::{chain, milliseconds};
+use crate::ports::{Capture, Embedder as _};
+use crate::vision::Quality;
+
+/// Two test photos that differ give embeddings whose cosine is at most this; a network of zeros or of one answer gives 1.
+const COSINE_MAX: f32 = 0.9999;
+
+/// The camera: takes a photo with it.
+pub fn camera(camera: &CameraSource, size: CameraSize, sharpness_min: f32) -> Finding {
+    const CHECK: &str = "camera";
+    let mut source = Source::new(camera, size, true);
+    match source.photo() {
+        Ok(Capture::Photo(photo)) => {
+            let [width, height] = photo.picture.size();
+            let named = source.describe().map_or_else(String::new, |name| format!(" ({name})"));
+            let seen = photo.picture.grey(&mut Vec::new()).map(|grey| Quality::of(&grey));
+            match seen.and_then(|seen| seen.fault(sharpness_min)).filter(|_| camera.is_live()) {
+                None => Finding::ok(CHECK, format!("{camera}{named}: a photo has {width} x {height} pixels")),
+                Some(fault) => Finding::warning(
+                    CHECK,
+                    format!("{camera}{named}: a photo of {width} x {height} pixels, and it is {fault}"),
+                    "aim, light and focus it with `glimpse-edge capture`, or lower sharpness_min",
+                ),
+            }
+        }
+        Ok(Capture::NotYet | Capture::End) => Finding::warning(
+            CHECK,
+            format!("{camera} holds no photo yet"),
+            "put photos there: .jpg, .jpeg or .png; the device takes them as they come",
+        ),
+        Err(error) => Finding::failure(CHECK, chain(&error), camera_advice(camera)),
+    }
+}
+
+fn camera_advice(camera: &CameraSource) -> String {
+    match camera {
+        CameraSource::Folder(folder) if folder.is_dir() => {
+            format!("let the user that runs this program read it: `ls -l {}`", folder.display())
+        }
+        CameraSource::Folder(folder) => format!("make it: `mkdir -p {}`, or name another one", folder.display()),
+        CameraSource::V4l2(_) => {
+            "plug it in, name the one that is there (`ls /dev/v4l/by-id`), and let this user into the group video"
+                .to_owned()
+        }
+        CameraSource::Rpicam => {
+            "install rpicam-apps, and see that `rpicam-still --list-cameras` lists the camera".to_owned()
+        }
+        CameraSource::Video(file) => format!("name a file in MJPEG or YUV4MPEG2 in place of {}", file.display()),
+    }
+}
+
+/// The query network: that it loads, embeds, embeds the same twice, and different photos differently.
+pub fn model(files: &ModelFiles) -> (Finding, Option<QueryModel>) {
+    const CHECK: &str = "model";
+    let another = "copy the bundle or model anew, from where it was made; `glimpse-edge embed PHOTO` shows what it does";
+    let model = match QueryModel::load(files) {
+        Ok(model) => model,
+        Err(error) => return (Finding::failure(CHECK, chain(&error), another), None),
+    };
+    match self_test(&model) {
+        Ok(embed_ms) => {
+            let (space, dimension) = (model.space(), model.dimension());
+            let message =
+                format!("of the space {space}, {dimension} dimensions; a photo takes {embed_ms:.0} ms");
+            (Finding::ok(CHECK, message), Some(model))
+        }
+        Err(reason) => (Finding::failure(CHECK, reason, another), Some(model)),
+    }
+}
+
+/// Returns how long a photo takes, in milliseconds.
+fn self_test(model: &QueryModel) -> Result<f64, String> {
+    let failed = |error: &dyn std::error::Error| format!("the self-test failed: {}", chain(error));
+    let first = model.embedding(&test_photo(0)).map_err(|error| failed(&error))?;
+    let start = Instant::now();
+    let second = model.embedding(&test_photo(1)).map_err(|error| failed(&error))?;
+    let took = milliseconds(start.elapsed());
+    let cosine: f32 = first.iter().zip(&second).map(|(x, y)| x * y).sum();
+    if !first.iter().chain(&second).all(|value| value.is_finite()) || cosine > COSINE_MAX {
+        return Err("the self-test failed: two photos that differ have the same embedding".to_owned());
+    }
+    model.self_test(&[first, second].concat()).map_err(|error| failed(&error))?;
+    Ok(took)
+}
+
+/// That embeddings can be written as the configuration says; the codebook, for pq.
+pub fn codec(device: &Device, files: &ModelFiles, dimension: usize) -> Finding {
+    const CHECK: &str = "codec";
+    match Encoder::new(device.codec, files, dimension) {
+        Ok(encoder) => Finding::ok(CHECK, encoder.codec().name()),
+        Err(error) => Finding::failure(
+            CHECK,
+            chain(&error),
+            "take the codebook of the bundle that the server serves, or another codec: i8",
+        ),
+    }
+}
+
+/// Password, certificates and keys.
+pub fn credentials(device: &Device) -> (Finding, Option<Credentials>) {
+    const CHECK: &str = "credentials";
+    match Credentials::load(&device.security) {
+        Ok(credentials)
+            if credentials.has_naked_password()
+                && !crate::linux::host::is_this_machine(device.server.host()) =>
+        {
+            (
+                Finding::warning(
+                    CHECK,
+                    "the password crosses the network in the clear",
+                    "write server = \"mqtts://HOST\" and ca = \"FILE\"",
+                ),
+                Some(credentials),
+            )
+        }
+        Ok(credentials) => {
+            let security = &device.security;
+            let message = match (security.password_file.is_some(), security.identity.is_some()) {
+                (false, false) => "none are configured",
+                (true, false) => "a password, in a private file",
+                (false, true) => "a certificate, and its key in a private file",
+                (true, true) => "a password and a certificate, in private files",
+            };
+            (Finding::ok(CHECK, message), Some(credentials))
+        }
+        Err(error) => {
+            let advice = "`glimpse-gallery devices add NAME --generate` on the server prints a password; docs/security.md has certificates";
+            (Finding::failure(CHECK, chain(&error), advice), None)
+        }
+    }
+}
+
+/// Whether others may change a file that decides what the device does.
+pub fn is_open_to_all(check: &'static str, path: &Path) -> Option<Finding> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o7777;
+    (mode & 0o022 != 0).then(|| {
+        let shown = path.display();
+        let message = format!("{shown} can be changed by others on this machine (mode {mode:o})");
+        Finding::warning(check, message, format!("`chmod go-w {shown}`"))
+    })
+}
+
+/// The program that is given outcomes.
+pub fn exec(program: &Path) -> Finding {
+    const CHECK: &str = "exec";
+    match actions::check_program(program) {
+        Ok(()) => is_open_to_all(CHECK, program)
+            .unwrap_or_else(|| Finding::ok(CHECK, format!("{} can be run", program.display()))),
+        Err(error) => Finding::from_error(CHECK, &error),
+    }
+}
+
+/// A line of a lamp or of the button.
+pub fn line(key: &'static str, line: &GpioLine) -> Finding {
+    match gpio::check(line) {
+        Ok(()) => Finding::ok(key, format!("{line} is free")),
+        Err(GpioError::Busy { user, .. }) if user == gpio::CONSUMER => {
+            Finding::ok(key, format!("{line} is in use by a device that runs"))
+        }
+        Err(error) => Finding::from_error(key, &error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+
+    #[test]
+    fn a_folder_camera_has_a_photo_that_can_be_read() {
+        let place = tempfile::tempdir().unwrap();
+        let size = CameraSize { width: 640, height: 480 };
+        let look = |path: &Path| camera(&CameraSource::Folder(path.to_owned()), size, 0.5);
+        let empty = look(place.path());
+        assert_eq!(empty.status, Status::Warning);
+        assert!(empty.advice.unwrap().contains(".jpg"));
+        test_photo(0).save(place.path().join("b.png")).unwrap();
+        let good = look(place.path());
+        assert_eq!((good.status, good.message.contains("320 x 240")), (Status::Ok, true));
+        fs::write(place.path().join("a.jpg"), "no photo").unwrap();
+        let bad = look(place.path());
+        assert_eq!(bad.status, Status::Failure);
+        assert!(bad.message.contains("a.jpg"), "{bad:?}");
+        let gone = camera(&CameraSource::V4l2("/dev/no-such-camera".into()), size, 0.5);
+        assert_eq!(gone.status, Status::Failure);
+        assert!(gone.advice.unwrap().contains("/dev/v4l"));
+        let gone = look(&place.path().join("gone"));
+        assert_eq!(gone.status, Status::Failure);
+        assert!(gone.advice.unwrap().contains("mkdir -p"));
+    }
+
+    #[test]
+    fn a_program_is_there_may_run_and_is_nobody_elses() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("hook");
+        assert_eq!(exec(&path).status, Status::Failure);
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        for (mode, status, part) in [
+            (0o600, Status::Failure, "chmod +x"),
+            (0o755, Status::Ok, "can be run"),
+            (0o775, Status::Warning, "changed by others"),
+        ] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let finding = exec(&path);
+            assert_eq!(finding.status, status, "{mode:o}");
+            assert!(finding.message.contains(part), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_had_is_a_failure() {
+        let finding = line("led", &"gpiochip65535:0".parse().unwrap());
+        assert_eq!(finding.status, Status::Failure);
+        assert!(finding.message.contains("there is no /dev/gpiochip65535"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_model_that_is_none_is_a_failure_with_its_path() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("m.onnx");
+        fs::write(&path, "no model").unwrap();
+        let (finding, model) = model(&ModelFiles { model: Some(path), ..ModelFiles::default() });
+        assert_eq!((finding.status, model.is_none()), (Status::Failure, true));
+        assert!(finding.message.contains("m.onnx"), "{finding:?}");
+    }
+}
