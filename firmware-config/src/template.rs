@@ -211,10 +211,10 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             is_set: settings.outbox.is_some_and(|it| it.hours != Device::OUTBOX_HOURS_DEFAULT),
         },
         Entry {
-            comment: "A best match of a smaller similarity is none: the photo is unknown, and is told as such.",
+            comment: "A best match of a smaller similarity is none: the photo is unknown, and is told as such. Which similarity parts right from wrong depends on space and photos: look at some answers first.",
             line: assignment(
                 "unknown_below",
-                toml::Value::Float(shortest(actions.unknown_below.unwrap_or(0.6))).to_string(),
+                toml::Value::Float(shortest(actions.unknown_below.unwrap_or(0.3))).to_string(),
             ),
             is_set: actions.unknown_below.is_some(),
         },
@@ -304,7 +304,7 @@ fn quoted(value: &str) -> String {
     toml::Value::String(value.to_owned()).to_string()
 }
 
-/// The number that a person would have written: 0.6 is no 0.60000002384.
+/// The number that a person would have written: 0.3 is no 0.30000001192.
 fn shortest(value: f32) -> f64 {
     value.to_string().parse().unwrap_or_else(|_| f64::from(value))
 }

@@ -331,7 +331,7 @@ mod tests {
         let path = folder.join("hook");
         fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        Exec { limit: Duration::from_secs(60), ..Exec::new(&path).unwrap() }
+        Exec { limit: Duration::from_mins(1), ..Exec::new(&path).unwrap() }
     }
 
     fn run(hook: &Exec, input: &[u8]) -> (Vec<String>, Result<(), String>) {

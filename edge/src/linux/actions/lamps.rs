@@ -25,10 +25,6 @@ pub(super) struct Lamps {
 
 impl Lamps {
     /// Takes the lines, and puts both lamps out.
-    #[expect(
-        clippy::type_complexity,
-        reason = "a line that cannot be had is the user's affair, a thread is not"
-    )]
     pub(super) fn of_lines(
         on_match: Option<&GpioLine>,
         on_unknown: Option<&GpioLine>,

@@ -173,6 +173,6 @@ mod tests {
         assert_eq!(next(&queue), None);
         assert!(queue.wait_done(Duration::ZERO));
         queue.push(told(2, 1));
-        assert_eq!((queue.abandon(), queue.rest(Duration::from_secs(3600))), (1, false));
+        assert_eq!((queue.abandon(), queue.rest(Duration::from_hours(1))), (1, false));
     }
 }

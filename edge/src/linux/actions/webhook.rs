@@ -60,10 +60,15 @@ impl PostError {
     /// Whether the same may be taken a moment later.
     fn is_for_later(&self) -> bool {
         match self {
-            Self::NoAnswer { source, .. } => !matches!(
-                source,
-                ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_) | ureq::Error::Rustls(_)
-            ),
+            Self::NoAnswer { source, .. } => match source {
+                ureq::Error::BadUri(_)
+                | ureq::Error::Http(_)
+                | ureq::Error::Tls(_)
+                | ureq::Error::Rustls(_) => false,
+                // What rustls finds wrong with the host comes as this.
+                ureq::Error::Io(error) => error.kind() != std::io::ErrorKind::InvalidData,
+                _ => true,
+            },
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..),
         }
     }

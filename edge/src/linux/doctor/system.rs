@@ -55,7 +55,7 @@ mod ntp {
         let mut state: libc::timex = unsafe { std::mem::zeroed() };
         // SAFETY: the pointer is to a whole `timex` of our own, which the call fills in.
         let result = unsafe { libc::adjtimex(&raw mut state) };
-        (result >= 0).then(|| result != libc::TIME_ERROR && state.status & libc::STA_UNSYNC == 0)
+        (result >= 0).then_some(result != libc::TIME_ERROR && state.status & libc::STA_UNSYNC == 0)
     }
 }
 
