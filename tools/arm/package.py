@@ -87,7 +87,7 @@ def glibc_of(binary: bytes) -> tuple[int, int]:
 
 def unset(configuration: str) -> str:
     """A device.toml of `glimpse-firmware init` with every key behind a comment sign, and what to do above it."""
-    lines = [f"# {line}" if re.match(r"[a-z_]+ *=", line) else line for line in configuration.splitlines()]
+    lines = [f"# {line}" if re.match(r"[a-z_]+ *=|\[", line) else line for line in configuration.splitlines()]
     head = next((i for i, line in enumerate(lines) if not line), len(lines))
     return "\n".join(lines[:head]) + "\n#\n" + CONFIGURATION_HEAD + "\n".join(lines[head:]) + "\n"
 
