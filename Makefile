@@ -18,7 +18,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-arm-embedder test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed soak bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo test test-arm test-arm-embedder edge-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,7 @@ demo: ## recognise the demo's real photos from a simulated device, over MQTT
 test: python-packages weights browser mosquitto ## every test: units, programs end to end, a foreign MQTT client, onnxruntime
 	$(CARGO) fmt --all --check
 	$(PYTHON) -m unittest discover -s tools/data -p 'test_*.py'
+	$(PYTHON) -m unittest discover -s tools/arm -p 'test_*.py'
 	$(CARGO) build --release --workspace --bins --tests
 	$(CARGO) test --release --workspace --no-fail-fast
 	$(MAKE) --no-print-directory test-arm
@@ -37,9 +38,13 @@ test: python-packages weights browser mosquitto ## every test: units, programs e
 test-arm: ## the tests of quantizer and kernels for 64-bit ARM (what is written for NEON) in an emulator, fetched by apt and installed nowhere
 	CARGO="$(CARGO)" tools/arm/test.sh
 
-# With the feature, for `bench-embed` has it: then the engine is built once for both.
-test-arm-embedder: ## the embedder's own tests there too: its operators against the engine's (half an hour to build the first time)
-	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/cargo.sh test --release -p glimpse-embedder --features onnxruntime --lib --tests
+# Packages and features as in tools/arm/edge.sh, with which it shares the engine.
+test-arm-embedder: ## the own tests of embedder and device program there too: operators against the engine's (half an hour to build the first time)
+	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/cargo.sh test --release -p glimpse-edge -p glimpse-embedder \
+		--features glimpse-embedder/onnxruntime --lib --tests
+
+edge-arm: ## glimpse-edge for aarch64 and armv7 and a Debian package of each, into target/edge (an hour to build the first time)
+	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/edge.sh target/edge
 
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
 	CARGO_TARGET_DIR=$(GPU_TARGET) CARGO="$(CARGO)" trainer/test-gpu.sh

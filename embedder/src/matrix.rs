@@ -192,8 +192,10 @@ impl MatrixFile {
         if end.is_none_or(|end| end > length) {
             return Err(no_matrix(format!("it is cut off: {shape:?} values do not fit into {length} bytes")));
         }
-        // A file of this length was just found to hold them, so they fit into memory's numbers too.
-        let (count, dimension) = (count as usize, dimension as usize);
+        // A file may be larger than the memory of a machine of 32 bits.
+        let (Ok(count), Ok(dimension)) = (usize::try_from(count), usize::try_from(dimension)) else {
+            return Err(no_matrix(format!("its shape is {shape:?}, more than this machine can count")));
+        };
         Ok(Self { path: path.into(), file: Mutex::new(file), offset, element, count, dimension })
     }
 

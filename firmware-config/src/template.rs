@@ -169,7 +169,7 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
                       and again where that one is replaced by hand.",
             line: assignment(
                 "state",
-                example_or("/var/lib/glimpse", settings.updates.map(|it| it.state.as_path()))?,
+                example_or("/var/lib/glimpse-edge", settings.updates.map(|it| it.state.as_path()))?,
             ),
             is_set: settings.updates.is_some(),
         },
@@ -190,7 +190,7 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
                       restart, and a plug that is pulled. Without it they wait in memory.",
             line: assignment(
                 "outbox",
-                example_or("/var/lib/glimpse/outbox", settings.outbox.map(|it| it.folder.as_path()))?,
+                example_or("/var/lib/glimpse-edge/outbox", settings.outbox.map(|it| it.folder.as_path()))?,
             ),
             is_set: settings.outbox.is_some(),
         },

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use glimpse_tests::device::Device;
 use glimpse_tests::fixture::{Fixture, PHOTOS};
+use glimpse_tests::programs::Programs;
 use glimpse_tests::queries::ask;
 use glimpse_tests::server::Server;
 use glimpse_tests::workspace;
@@ -101,6 +102,23 @@ fn wait_for_a_first_commit(database: &Path) {
         }
         assert!(started.elapsed() < WAIT, "the ingest stores nothing");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The service of the Debian package does not start again after that one.
+#[test]
+fn a_device_that_is_described_wrongly_ends_with_a_status_of_its_own() {
+    let programs = Programs::find().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("device.toml");
+    for (text, expected) in
+        [("", 78), ("server = 7\n", 78), ("server = \"a\"\ncamera = \"folder:c\"\nbundle = \"b\"\n", 1)]
+    {
+        std::fs::write(&file, text).unwrap();
+        let output = programs.edge().arg("run").arg("--config").arg(&file).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(expected), "{text}: {said}");
+        assert!(said.contains(if expected == 78 { "device.toml" } else { "space" }), "{text}: {said}");
     }
 }
 

@@ -19,19 +19,15 @@ if [ "$status" = 3 ]; then
 fi
 [ "$status" = 0 ] || exit "$status"
 
-# Whoever tunes builds for their own processor does not mean this one.
-unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-export CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/target-arm"
-export RUSTC="$toolchain/usr/bin/rustc" RUSTDOC="$toolchain/usr/bin/rustdoc"
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER="$toolchain/usr/bin/aarch64-linux-gnu-ld"
-# The path and the C library go by variables, for cargo splits the runner at spaces. Qemu's default processor is slower by far; this
-# one has the dot product, and kernels without it are tested as well.
-export PATH="$toolchain/usr/bin:$PATH" QEMU_LD_PREFIX="$toolchain"
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu cortex-a76"
+target=aarch64
+# shellcheck source=tools/arm/environment.sh
+. tools/arm/environment.sh
+# There is no C in what is tested here, so the linker is enough.
+export "${variable}_LINKER=$toolchain/usr/bin/aarch64-linux-gnu-ld"
 
 mkdir -p "$CARGO_TARGET_DIR"
 log="$CARGO_TARGET_DIR/test.log"
-"${CARGO:-cargo}" test --release -p glimpse-quantizer -p glimpse-kernels --target aarch64-unknown-linux-gnu --no-fail-fast "$@" | tee "$log"
+"${CARGO:-cargo}" test --release -p glimpse-quantizer -p glimpse-kernels --target "$triple" --no-fail-fast "$@" | tee "$log"
 
 # A kernel that is not compiled in, or not chosen, would pass unnoticed.
 if grep -rqE 'arch::\{?aarch64' quantizer/src embedder/kernels/src; then

@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Brings what builds and runs programs for 64-bit ARM on x86-64 Linux: Debian's rustc with the standard library for aarch64, a
-# linker, the C library and qemu. Nothing is installed and nobody need be root: apt resolves and downloads with a state of its
-# own, the packages are unpacked under the cache, and what is dynamic runs with the C library that lies beside it, so that the
-# machine may be older than Debian $release. 180 MB to download, 0.6 GB unpacked.
+# Brings what builds and runs programs for ARM on x86-64 Linux: Debian's rustc with the standard library for aarch64 and the source
+# of it for armv7, a linker, the C libraries and qemu. Nothing is installed and nobody need be root: apt resolves and downloads with
+# a state of its own, the packages are unpacked under the cache, and what is dynamic runs with the C library that lies beside it, so
+# that the machine may be older than Debian $release. 230 MB to download, 0.8 GB unpacked.
+#
+# Usage: toolchain.sh [aarch64 | armv7]
+# For armv7 the standard library is compiled here the first time, which takes two minutes.
 #
 # Prints the toolchain's folder. Where it cannot be had it prints why instead, and exits with 3.
 # shellcheck disable=SC2016 # what apt and the wrappers expand is in single quotes
 set -euo pipefail
 export LC_ALL=C
+here=$(cd "$(dirname "$0")" && pwd)
+target=${1:-aarch64}
 
 release=trixie
 # Its rustc is too old for the workspace; that of its backports is not. They come with all that they depend on.
@@ -15,18 +20,57 @@ host=(rustc binutils-aarch64-linux-gnu "qemu-user/$release")
 # These come alone: the rest of what they depend on is for a compiler that runs on ARM.
 # libstdc++ is for libraries that a benchmark loads.
 arm=(libstd-rust-dev:arm64 libc6:arm64 libc6-dev:arm64 libgcc-s1:arm64 libgcc-14-dev:arm64 libstdc++6:arm64)
+# For 32 bits all are packages of the machine's own architecture, for Debian's list of armhf packages does not match its signature
+# everywhere. So the standard library is built from its source, which has what it depends on beside it.
+armv7=(rust-src libc6-armhf-cross libgcc-s1-armhf-cross)
 # Raise when anything below changes what the folder holds.
-layout=1
-space_mb=1500
+layout=2
+space_mb=2000
 
 say() { echo "arm toolchain: $*" >&2; }
 cannot() { echo "$*"; exit 3; }
+lock() {
+    mkdir -p "$cache"
+    exec 9>"$cache/lock"
+    flock --nonblock 9 || { say "waiting for another run that prepares it"; flock 9; }
+}
+case $target in aarch64 | armv7) ;; *) echo "toolchain.sh: $target is no target: aarch64 or armv7" >&2; exit 2 ;; esac
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/arm"
-key=$(printf '%s\n' "$release" "${host[@]}" "${arm[@]}" "$layout" | cksum | cut -d ' ' -f 1)
+key=$(printf '%s\n' "$release" "${host[@]}" "${arm[@]}" "${armv7[@]}" "$layout" | cksum | cut -d ' ' -f 1)
 tree="$cache/$key"
+
+# Debian's rustc finds it where it looks for those that came as packages. Cargo could build it with each program (`build-std`), but
+# that form of it belongs to one version of cargo.
+standard_library_armv7() {
+    local triple=armv7-unknown-linux-gnueabihf
+    local place="$tree/usr/lib/rustlib/$triple" work="$cache/$key.std"
+    [ ! -d "$place" ] || return 0
+    lock
+    [ ! -d "$place" ] || return 0
+    say "compiling the standard library for armv7 (two minutes)"
+    rm -rf "$work"
+    mkdir -p "$work/$triple/lib"
+    dpkg-deb --fsys-tarfile "$tree/rust-src.deb" |
+        tar -x --no-same-owner -C "$work" --wildcards --strip-components=4 './usr/src/rustc-*/library'
+    # A shared one would want a linker.
+    sed -i 's/^crate-type = \["dylib", "rlib"\]/crate-type = ["rlib"]/' "$work/library/std/Cargo.toml"
+    # In the repository's folder, for rustup takes the version of cargo from there.
+    (cd "$here/../.." && env -u CARGO_ENCODED_RUSTFLAGS RUSTC="$tree/usr/bin/rustc" RUSTC_BOOTSTRAP=1 \
+        RUSTFLAGS=-Zforce-unstable-if-unmarked CARGO_TARGET_DIR="$work/target" "${CARGO:-cargo}" build --release --offline --locked \
+        --manifest-path "$work/library/Cargo.toml" --config "$work/library/.cargo/config.toml" --target "$triple" -p sysroot \
+        --features panic-unwind,backtrace) >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
+    cp "$work/target/$triple/release/deps/"*.rlib "$work/$triple/lib/"
+    mv "$work/$triple" "$place"
+    rm -rf "$work"
+}
+finish() {
+    if [ "$target" = armv7 ]; then standard_library_armv7; fi
+    echo "$tree"
+    exit
+}
 # The folder gets its name only when it is whole.
-if [ -d "$tree" ]; then echo "$tree"; exit; fi
+if [ -d "$tree" ]; then finish; fi
 
 [ "$(uname -sm)" = "Linux x86_64" ] || cannot "it needs x86-64 Linux, and this is $(uname -sm)"
 for program in apt-get apt-config dpkg-deb tar flock; do
@@ -34,10 +78,8 @@ for program in apt-get apt-config dpkg-deb tar flock; do
 done
 command -v cc >/dev/null || cannot "there is no cc: install a C compiler"
 
-mkdir -p "$cache"
-exec 9>"$cache/lock"
-flock --nonblock 9 || { say "waiting for another run that fetches it"; flock 9; }
-if [ -d "$tree" ]; then echo "$tree"; exit; fi
+lock
+if [ -d "$tree" ]; then finish; fi
 free_mb=$(df -Pm "$cache" | awk 'NR == 2 { print $4 }')
 [ "$free_mb" -ge "$space_mb" ] || cannot "$cache has $free_mb MB free, and it needs $space_mb"
 
@@ -105,11 +147,11 @@ for archive in "${archives[@]}"; do
 done
 [ "$found" ] || cannot "no archive that apt knows gave Debian $release: $(why)"
 
-say "downloading Debian's rustc, linker and qemu (180 MB)"
+say "downloading Debian's rustc, linker and qemu (230 MB)"
 # Whatever an interrupted run brought and has a newer version since must not be unpacked beside it.
 apt autoclean
 apt install --download-only "${host[@]}" || cannot "the packages cannot be downloaded: $(why)"
-(cd "$work/archives" && apt download "${arm[@]}") || cannot "the packages cannot be downloaded: $(why)"
+(cd "$work/archives" && apt download "${arm[@]}" "${armv7[@]}") || cannot "the packages cannot be downloaded: $(why)"
 
 say "unpacking"
 new="$work/tree"
@@ -120,7 +162,8 @@ ln -s usr/lib64 "$new/lib64"
 for package in "$work"/archives/*.deb; do
     # qemu's package has forty emulators.
     case $package in
-    */qemu-user_*) what=(./usr/bin/qemu-aarch64) ;;
+    */rust-src_*) mv "$package" "$new/rust-src.deb"; continue ;;
+    */qemu-user_*) what=(./usr/bin/qemu-aarch64 ./usr/bin/qemu-arm) ;;
     *) what=(--exclude=./usr/share --exclude=./usr/include --exclude=gconv .) ;;
     esac
     dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner -C "$new" "${what[@]}"
@@ -158,4 +201,4 @@ END
 mv "$new" "$tree"
 rm -rf "$work"
 say "ready: $tree ($(du -sm "$tree" | cut -f 1) MB)"
-echo "$tree"
+finish

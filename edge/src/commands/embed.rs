@@ -29,6 +29,9 @@ pub struct EmbedArgs {
     /// Writes all embeddings to a NumPy file, [photos, dimension]; none if a photo fails, so that rows match photos
     #[arg(long, value_name = "FILE.npy")]
     pub out: Option<PathBuf>,
+    /// Writes what the network was given to a NumPy file, [photos, 3 x height x width], to compare devices by it
+    #[arg(long, value_name = "FILE.npy")]
+    pub tensors: Option<PathBuf>,
     /// Prints one JSON object a line, with the embedding
     #[arg(long)]
     pub json: bool,
@@ -55,12 +58,15 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
     let model = QueryModel::load(&files)?;
     let mut out = io::stdout().lock();
     let bar = progress(args.photos.len());
-    let (mut rows, mut failed) = (Vec::new(), 0);
+    let (mut rows, mut tensors, mut failed) = (Vec::new(), Vec::new(), 0);
     for path in &args.photos {
         let name = path.to_string_lossy();
         let made = read_photo(path)
             .map_err(|error| Failure::new("unreadable_photo", chain(&error)))
             .and_then(|photo| {
+                if args.tensors.is_some() {
+                    tensors.push(model.preprocessing().tensor(&photo));
+                }
                 let start = Instant::now();
                 let embedding =
                     model.embedding(&photo).map_err(|error| Failure::new("not_embedded", chain(&error)))?;
@@ -92,12 +98,15 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
     }
     bar.finish_and_clear();
     if failed > 0 {
-        let unwritten = if args.out.is_some() { "; no file was written" } else { "" };
+        let files = args.out.is_some() || args.tensors.is_some();
+        let unwritten = if files { "; no file was written" } else { "" };
         anyhow::bail!("{failed} of {} photos could not be embedded{unwritten}", args.photos.len());
     }
-    if let Some(path) = &args.out {
-        npy::write(path, model.dimension(), &rows)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    let tensor_len = model.preprocessing().tensor_len();
+    for (path, length, rows) in [(&args.out, model.dimension(), &rows), (&args.tensors, tensor_len, &tensors)]
+    {
+        let Some(path) = path else { continue };
+        npy::write(path, length, rows).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use glimpse_protocol::device::{self, CameraSource, Device, GpioLine, RawDevice, ServerAddress, WebhookUrl};
 use glimpse_protocol::{Codec, DeviceId, GalleryStatus, ModelKey, SpaceId};
+use thiserror::Error;
 
 use crate::client::GiveUp;
 use crate::linux::model::ModelFiles;
@@ -22,6 +23,17 @@ pub mod run;
 
 /// How often a query is sent at most, within its timeout.
 const ATTEMPTS: u8 = 3;
+
+/// A description of the device that does not hold together. To start again does not help, which the exit status says to a service
+/// manager ([`Misconfigured::EXIT_STATUS`]).
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct Misconfigured(String);
+
+impl Misconfigured {
+    /// `EX_CONFIG` of `sysexits.h`; the systemd unit names it.
+    pub const EXIT_STATUS: u8 = 78;
+}
 
 /// The command line.
 #[derive(Debug, Parser)]

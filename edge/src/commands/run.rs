@@ -22,7 +22,8 @@ use glimpse_protocol::{ErrorCode, QueryId};
 
 use super::query::{Pending, embed_query, not_asked};
 use super::{
-    ATTEMPTS, ActionFlags, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device,
+    ATTEMPTS, ActionFlags, Misconfigured, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files,
+    raw_device,
 };
 use crate::backoff::{Backoff, Jitter};
 use crate::client::{GiveUp, Patience};
@@ -210,9 +211,12 @@ pub(super) fn configuration(args: RunArgs) -> anyhow::Result<Device> {
             RawDevice::parse(&text, path.parent().unwrap_or(&PathBuf::new()))
         }
     };
-    flags.over(file).validate(problems).map_err(|problems| match &args.config {
-        Some(path) => anyhow::anyhow!("{}:\n{problems}", path.display()),
-        None => anyhow::anyhow!("the device is not described, by flags or --config FILE:\n{problems}"),
+    flags.over(file).validate(problems).map_err(|problems| {
+        let wrong = match &args.config {
+            Some(path) => format!("{}:\n{problems}", path.display()),
+            None => format!("the device is not described, by flags or --config FILE:\n{problems}"),
+        };
+        Misconfigured(wrong).into()
     })
 }
 

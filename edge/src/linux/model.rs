@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use glimpse_embedder::{
-    EmbedError, EmbedderOptions, Frame, ModelError, PlanCache, RgbImage, SelfTestError, SpaceBundle,
-    SpaceError, read_metadata,
+    EmbedError, EmbedderOptions, Frame, ModelError, PlanCache, Preprocessing, RgbImage, SelfTestError,
+    SpaceBundle, SpaceError, read_metadata,
 };
 use glimpse_protocol::{Codec, CodecError, Embedding, ModelId, SpaceId};
 use glimpse_quantizer::Codebook;
@@ -189,6 +189,11 @@ impl QueryModel {
     /// Which network it is.
     pub const fn id(&self) -> ModelId {
         self.id
+    }
+
+    /// How it wants photos.
+    pub const fn preprocessing(&self) -> Preprocessing {
+        self.embedder.metadata().preprocessing
     }
 
     /// Compares its embeddings of the test photos with what they should be, `[photos, dimension]`.
