@@ -6,6 +6,7 @@
 //! - [`ports`]: what the core needs from the world: [`Camera`], [`Embedder`], [`Uplink`], [`Clock`].
 //! - [`session`]: client, [`outbox`] and uplink at work together.
 //! - [`backoff`]: waiting longer after each failure, with jitter.
+//! - [`duty`]: how often a device may do something that costs.
 //!
 //! The feature `linux` (default) adds:
 //!
@@ -35,6 +36,7 @@ extern crate std;
 
 pub mod backoff;
 pub mod client;
+pub mod duty;
 pub mod outbox;
 pub mod ports;
 pub mod session;
@@ -46,6 +48,7 @@ pub mod linux;
 
 pub use backoff::{Backoff, Jitter};
 pub use client::{Action, Answered, Busy, Counters, GiveUp, Patience, QueryClient, Refused};
+pub use duty::Duty;
 pub use outbox::Outbox;
 pub use ports::{Camera, Capture, Clock, Embedder, Error, ErrorKind, Received, Uplink};
 pub use session::{Event, Session};

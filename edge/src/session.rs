@@ -15,6 +15,7 @@ use glimpse_protocol::{GalleryStatus, QueryId};
 
 use crate::backoff::Jitter;
 use crate::client::{Action, Busy, Counters, GiveUp, Patience, QueryClient, Refused};
+use crate::duty::Duty;
 use crate::outbox::Outbox;
 use crate::ports::{Clock, Received, Uplink};
 
@@ -76,6 +77,12 @@ impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> S
     pub const fn new(uplink: U, clock: C, patience: Patience, jitter: Jitter, announce: bool) -> Self {
         let client = QueryClient::new(patience, jitter);
         Self { uplink, clock, client, outbox: Outbox::new(), announce, elsewhere: 0 }
+    }
+
+    /// Bounds how often a query is sent for the first time.
+    #[must_use]
+    pub fn with_duty(self, duty: Duty) -> Self {
+        Self { client: self.client.with_duty(duty), ..self }
     }
 
     /// Takes a query; returns the one that had to be dropped for it, the oldest of the outbox.
@@ -201,6 +208,9 @@ impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> S
         self.uplink
     }
 }
+
+#[cfg(test)]
+mod day;
 
 #[cfg(test)]
 mod tests {
