@@ -337,6 +337,11 @@ impl<P, const N: usize> QueryClient<P, N> {
         self.in_flight.iter().map(|entry| (entry.id, &entry.payload))
     }
 
+    /// Their payloads, to be changed.
+    pub fn payloads_mut(&mut self) -> impl Iterator<Item = &mut P> {
+        self.in_flight.iter_mut().map(|entry| &mut entry.payload)
+    }
+
     /// Queries in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

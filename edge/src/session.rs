@@ -178,6 +178,11 @@ impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> S
         self.client.queries().chain(self.outbox.iter().map(|(id, payload)| (*id, payload)))
     }
 
+    /// The same, to be changed: a message may know more than before, under the same id.
+    pub fn payloads_mut(&mut self) -> impl Iterator<Item = &mut P> {
+        self.client.payloads_mut().chain(self.outbox.iter_mut().map(|(_, payload)| payload))
+    }
+
     /// How many queries wait somewhere else, on a disk say: the device tells its server of them too.
     pub const fn wait_elsewhere(&mut self, count: usize) {
         self.elsewhere = count;

@@ -30,6 +30,7 @@ use crate::linux::host::{self, Stop, SystemClock};
 use crate::linux::model::{Encoder, QueryModel, QueryModelError};
 use crate::linux::mqtt::{Answer, Connection, MqttUplink, Presence, Waker};
 use crate::linux::output::{self, Answered, Failure, Outcome};
+use crate::linux::time::Times;
 use crate::linux::update::{self, Updater, Updating};
 use crate::linux::waiting::{GRACE, TOGETHER, Waiting};
 use crate::ports::{Camera, Capture, Embedder as _, Error as _, ErrorKind};
@@ -160,6 +161,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         waiting,
         fresh: VecDeque::new(),
         again: VecDeque::new(),
+        is_dated: Times::now().is_trusted,
         once,
         json,
         ended: false,
@@ -289,6 +291,8 @@ struct Running {
     fresh: VecDeque<(QueryId, Instant)>,
     /// Queries on the disk that got no reply, and when they are sent again.
     again: VecDeque<(Instant, QueryId, Pending)>,
+    /// Whether the clock is trusted, so that no query waits for its time.
+    is_dated: bool,
     once: bool,
     json: bool,
     ended: bool,
@@ -336,6 +340,7 @@ impl Running {
     fn turns(&mut self) -> anyhow::Result<()> {
         loop {
             self.take_captured()?;
+            self.date();
             self.tend()?;
             if self.stop.asked() || (self.ended && self.session.unanswered() == 0) {
                 return Ok(());
@@ -383,7 +388,21 @@ impl Running {
         self.submit(id, pending)
     }
 
-    fn submit(&mut self, id: QueryId, pending: Pending) -> anyhow::Result<()> {
+    /// Once the clock is trusted, all queries here get their times.
+    fn date(&mut self) {
+        if self.is_dated {
+            return;
+        }
+        let now = Times::now();
+        if now.is_trusted {
+            tracing::info!("the clock is set: queries have their times from now on");
+            self.session.payloads_mut().for_each(|pending| pending.date(&now));
+            self.is_dated = true;
+        }
+    }
+
+    fn submit(&mut self, id: QueryId, mut pending: Pending) -> anyhow::Result<()> {
+        pending.date(&Times::now());
         if let Some((id, pending)) = self.session.submit(id, pending) {
             let failure = Failure::new("dropped", "the outbox was full, and newer photos were taken");
             self.print(&pending.came_to(id, Err(failure)))?;

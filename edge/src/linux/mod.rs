@@ -6,7 +6,8 @@
 //! - [`mqtt`]: the uplink; the only place that knows topics, CBOR and rumqttc.
 //! - [`update`]: new query networks from the server.
 //! - [`output`]: answers as tables and JSON lines; [`npy`]: embeddings as a NumPy file.
-//! - [`host`]: the little that comes from the system: name, randomness, signals, time.
+//! - [`host`]: the little that comes from the system: name, randomness, signals.
+//! - [`time`]: what time it is, and whether to believe it.
 
 pub mod camera;
 pub mod credentials;
@@ -16,5 +17,6 @@ pub mod model;
 pub mod mqtt;
 pub mod npy;
 pub mod output;
+pub mod time;
 pub mod update;
 pub mod waiting;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use glimpse_protocol::device::ServerAddress;
 use glimpse_protocol::model::Fetch;
@@ -21,6 +21,7 @@ use glimpse_protocol::{
     DeviceId, DeviceStatus, DeviceTopic, ErrorBody, ErrorCode, GalleryStatus, Header, MESSAGE_BYTES_MAX,
     ModelId, Query, QueryId, Reply, SpaceId, Topic, Update, VERSION,
 };
+use rumqttc::tokio_rustls::rustls::{self, CertificateError};
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, DisconnectReasonCode, Event, EventLoop,
     IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, NetworkOptions, Packet, Publish,
@@ -33,6 +34,7 @@ use thiserror::Error;
 
 use crate::backoff::{Backoff, Jitter};
 use crate::linux::credentials::Credentials;
+use crate::linux::time::{Taken, Times};
 use crate::linux::update::Updating;
 use crate::ports::{Error, ErrorKind, Received, Uplink};
 
@@ -108,6 +110,21 @@ pub enum UplinkError {
         /// What rustls said.
         reason: String,
     },
+    /// A certificate that is not valid by this device's clock: the clock may be wrong.
+    #[error(
+        "no TLS to {server}: a certificate is {problem} at the time that this device's clock says ({}): {}",
+        shown(*clock_ms), clock_advice(*is_trusted)
+    )]
+    NotNow {
+        /// The server.
+        server: ServerAddress,
+        /// What is wrong with it.
+        problem: &'static str,
+        /// The device's clock, Unix time in milliseconds.
+        clock_ms: u64,
+        /// Whether it is believed.
+        is_trusted: bool,
+    },
     /// The broker does not grant the device its own topics.
     #[error("{server} does not grant {topic} to this device ({code:?}): check the broker's permissions")]
     NotGranted {
@@ -153,9 +170,11 @@ impl Error for UplinkError {
             | Self::Unreachable { .. }
             | Self::Timeout { .. }
             | Self::Lost { .. }
+            | Self::NotNow { is_trusted: false, .. }
             | Self::Full => ErrorKind::Unavailable,
             Self::Rejected { .. }
             | Self::Untrusted { .. }
+            | Self::NotNow { .. }
             | Self::NotGranted { .. }
             | Self::TakenOver { .. } => ErrorKind::Configuration,
             Self::Encode(_) => ErrorKind::Input,
@@ -175,7 +194,14 @@ impl UplinkError {
             ConnectionError::Tls(TlsError::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
                 Self::Unreachable { server, source }
             }
-            ConnectionError::Tls(error) => Self::Untrusted { server, reason: error.to_string() },
+            ConnectionError::Tls(error) => match not_now(&error) {
+                Some(problem) => {
+                    let now = Times::now();
+                    let (clock_ms, is_trusted) = (now.clock_ms, now.is_trusted);
+                    Self::NotNow { server, problem, clock_ms, is_trusted }
+                }
+                None => Self::Untrusted { server, reason: error.to_string() },
+            },
             // A certificate that the server refuses is told after the handshake, as TLS 1.3 has it.
             ConnectionError::Io(source) if source.kind() == io::ErrorKind::InvalidData => {
                 Self::Untrusted { server, reason: source.to_string() }
@@ -194,6 +220,40 @@ impl UplinkError {
         }
     }
 }
+
+/// What a time has to do with it that a certificate is not taken.
+fn not_now(error: &TlsError) -> Option<&'static str> {
+    let inner = match error {
+        TlsError::Io(source) => source.get_ref()?.downcast_ref::<rustls::Error>()?,
+        TlsError::TLS(error) => error,
+        _ => return None,
+    };
+    match inner {
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => Some("not valid yet"),
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => Some("no longer valid"),
+        _ => None,
+    }
+}
+
+fn shown(clock_ms: u64) -> humantime::Rfc3339Timestamp {
+    // No clock shows what this could not.
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(clock_ms.min(CLOCK_MS_MAX)))
+}
+
+const fn clock_advice(is_trusted: bool) -> &'static str {
+    if is_trusted {
+        "renew the certificate, or set the clock where it is wrong"
+    } else {
+        "nobody has set this clock yet, so wait for the time from the network, or set it"
+    }
+}
+
+/// The end of the year 9999.
+const CLOCK_MS_MAX: u64 = 253_402_300_799_000;
 
 /// Who connects, where to, and how.
 #[derive(Debug, Clone)]
@@ -647,12 +707,25 @@ const fn is_busy(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::Busy | ErrorCode::Unavailable)
 }
 
-/// A query as it travels.
+/// A query as it travels, of a photo that was taken then.
 ///
 /// # Errors
 /// [`UplinkError::Encode`].
-pub fn message(query: &Query) -> Result<Vec<u8>, UplinkError> {
-    cbor(query)
+pub fn message(mut query: Query, taken: Taken) -> Result<Vec<u8>, UplinkError> {
+    (query.taken_at, query.uptime_ms) = match taken {
+        Taken::At(ms) => (Some(ms), None),
+        Taken::Uptime { ms, .. } => (None, Some(ms)),
+        Taken::Unknown => (None, None),
+    };
+    cbor(&query)
+}
+
+/// The same query, of which more is known by now.
+///
+/// # Errors
+/// [`UplinkError::Encode`], where it is none.
+pub fn dated(message: &[u8], taken: Taken) -> Result<Vec<u8>, UplinkError> {
+    self::message(from_cbor(message).map_err(UplinkError::Encode)?, taken)
 }
 
 /// Which query the bytes answer, by the correlation data or by their own word, and what they say.
@@ -693,7 +766,7 @@ fn cbor<T: Serialize>(message: &T) -> Result<Vec<u8>, UplinkError> {
     Ok(bytes)
 }
 
-pub(super) fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(format!("{} bytes, and at most {MESSAGE_BYTES_MAX} are read", bytes.len()));
     }
