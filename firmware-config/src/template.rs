@@ -34,6 +34,10 @@ pub struct Settings<'a> {
     pub updates: Option<&'a Updates>,
     /// Where queries wait for their answers; `None`: in memory.
     pub outbox: Option<&'a Outbox>,
+    /// How long the connection may be silent, in seconds.
+    pub keep_alive: u16,
+    /// How many queries it sends in a minute at most; `None`: no limit.
+    pub queries_per_minute: Option<u16>,
 }
 
 /// The file.
@@ -165,6 +169,18 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             ),
             is_set: settings.outbox.is_some_and(|it| it.hours != Device::OUTBOX_HOURS_DEFAULT),
         },
+        Entry {
+            comment: "Seconds for which the connection may be silent. Fewer find a dead one sooner; more save a battery, but networks \
+                      of phones forget a connection that is silent for minutes.",
+            line: assignment("keep_alive", settings.keep_alive.to_string()),
+            is_set: settings.keep_alive != Device::KEEP_ALIVE_DEFAULT,
+        },
+        Entry {
+            comment: "How many queries it sends in any minute at most, for a battery or a link that is paid by the megabyte; more wait \
+                      in the outbox. Without it there is no limit.",
+            line: assignment("queries_per_minute", settings.queries_per_minute.unwrap_or(6).to_string()),
+            is_set: settings.queries_per_minute.is_some(),
+        },
     ];
     let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
                 # runs it. Relative paths are taken from the folder of this file.\n";
@@ -243,6 +259,8 @@ mod tests {
             security,
             updates,
             outbox: None,
+            keep_alive: Device::KEEP_ALIVE_DEFAULT,
+            queries_per_minute: None,
         }
     }
 
@@ -285,6 +303,8 @@ mod tests {
             security: &security,
             updates: Some(&updates),
             outbox: Some(&outbox),
+            keep_alive: 300,
+            queries_per_minute: Some(7),
             ..settings(&server, &camera, Path::new(strange))
         };
         let (_, device) = check(&settings);
@@ -298,5 +318,6 @@ mod tests {
         assert_eq!((device.codec, device.timeout), (Codec::Pq, Duration::from_millis(2500)));
         assert_eq!((device.security, device.updates), (security, Some(updates)));
         assert_eq!(device.outbox, Some(outbox));
+        assert_eq!((device.keep_alive, device.queries_per_minute), (300, Some(7)));
     }
 }

@@ -21,7 +21,7 @@ use toml::de::{DeTable, DeValue};
 use crate::{Codec, DeviceId, ModelKey, TOP_K_MAX};
 
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 18] = [
+pub const KEYS: [&str; 20] = [
     "device",
     "server",
     "camera",
@@ -40,6 +40,8 @@ pub const KEYS: [&str; 18] = [
     "outbox",
     "outbox_mb",
     "outbox_hours",
+    "keep_alive",
+    "queries_per_minute",
 ];
 
 /// The port of MQTT without TLS, where an address names none.
@@ -62,6 +64,15 @@ pub const OUTBOX_MB_MAX: u16 = 512;
 
 /// `outbox_hours` at most: a year.
 pub const OUTBOX_HOURS_MAX: u16 = 8784;
+
+/// `keep_alive` at least, in seconds.
+pub const KEEP_ALIVE_MIN: u16 = 5;
+
+/// `keep_alive` at most, in seconds: half an hour, after which networks forget a connection.
+pub const KEEP_ALIVE_MAX: u16 = 1800;
+
+/// `queries_per_minute` at most: as good as no limit.
+pub const QUERIES_PER_MINUTE_MAX: u16 = 6000;
 
 /// One thing that is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,6 +164,12 @@ pub enum ValueError {
     /// What an outbox may take.
     #[error("expected a whole number of megabytes from {OUTBOX_MB_MIN} to {OUTBOX_MB_MAX}")]
     OutboxMb,
+    /// How long a connection may be silent.
+    #[error("expected a whole number of seconds from {KEEP_ALIVE_MIN} to {KEEP_ALIVE_MAX}")]
+    KeepAlive,
+    /// How many queries a device sends.
+    #[error("expected a whole number of queries from 1 to {QUERIES_PER_MINUTE_MAX}")]
+    QueriesPerMinute,
     /// How long a query may wait in an outbox.
     #[error("expected a whole number of hours from 1 to {OUTBOX_HOURS_MAX}")]
     OutboxHours,
@@ -279,6 +296,44 @@ pub fn outbox_hours_of_text(text: &str) -> Result<u16, ValueError> {
     text.parse().map_or(Err(ValueError::OutboxHours), outbox_hours)
 }
 
+/// How long a connection may be silent, in seconds.
+///
+/// # Errors
+/// [`ValueError::KeepAlive`].
+pub fn keep_alive(value: i64) -> Result<u16, ValueError> {
+    match u16::try_from(value) {
+        Ok(value) if (KEEP_ALIVE_MIN..=KEEP_ALIVE_MAX).contains(&value) => Ok(value),
+        _ => Err(ValueError::KeepAlive),
+    }
+}
+
+/// [`keep_alive`] of a command line.
+///
+/// # Errors
+/// [`ValueError::KeepAlive`].
+pub fn keep_alive_of_text(text: &str) -> Result<u16, ValueError> {
+    text.parse().map_or(Err(ValueError::KeepAlive), keep_alive)
+}
+
+/// How many queries a device sends in a minute.
+///
+/// # Errors
+/// [`ValueError::QueriesPerMinute`].
+pub fn queries_per_minute(value: i64) -> Result<u16, ValueError> {
+    match u16::try_from(value) {
+        Ok(value) if (1..=QUERIES_PER_MINUTE_MAX).contains(&value) => Ok(value),
+        _ => Err(ValueError::QueriesPerMinute),
+    }
+}
+
+/// [`queries_per_minute`] of a command line.
+///
+/// # Errors
+/// [`ValueError::QueriesPerMinute`].
+pub fn queries_per_minute_of_text(text: &str) -> Result<u16, ValueError> {
+    text.parse().map_or(Err(ValueError::QueriesPerMinute), queries_per_minute)
+}
+
 /// [`top_k`] of a command line.
 ///
 /// # Errors
@@ -326,6 +381,10 @@ pub struct RawDevice {
     pub outbox_mb: Option<u16>,
     /// `outbox_hours`: how long a query may wait there.
     pub outbox_hours: Option<u16>,
+    /// `keep_alive`: how long a connection may be silent, in seconds.
+    pub keep_alive: Option<u16>,
+    /// `queries_per_minute`: how many queries it sends at most.
+    pub queries_per_minute: Option<u16>,
     /// The line of each key that came from a file.
     lines: BTreeMap<&'static str, usize>,
 }
@@ -389,9 +448,16 @@ pub struct Device {
     pub updates: Option<Updates>,
     /// Where queries wait for their answers; `None`: in memory.
     pub outbox: Option<Outbox>,
+    /// How long its connection may be silent, in seconds.
+    pub keep_alive: u16,
+    /// How many queries it sends in any minute at most; `None`: as many as there are photos.
+    pub queries_per_minute: Option<u16>,
 }
 
 impl Device {
+    /// How long a connection may be silent where nothing is said, in seconds. Networks of phones forget a silent connection
+    /// after minutes, and each sign of life costs one with a battery a second or more of its radio.
+    pub const KEEP_ALIVE_DEFAULT: u16 = 60;
     /// The codec where none is named: a quarter of `f32`, at a loss that the benchmark table shows to be negligible.
     pub const CODEC_DEFAULT: Codec = Codec::I8;
     /// The matches where no number is named.
@@ -472,6 +538,18 @@ impl RawDevice {
                         .map_err(|e| wrong(&e))?,
                 );
             }
+            "keep_alive" => {
+                self.keep_alive = Some(
+                    integer(value).map_or(Err(ValueError::KeepAlive), keep_alive).map_err(|e| wrong(&e))?,
+                );
+            }
+            "queries_per_minute" => {
+                self.queries_per_minute = Some(
+                    integer(value)
+                        .map_or(Err(ValueError::QueriesPerMinute), queries_per_minute)
+                        .map_err(|e| wrong(&e))?,
+                );
+            }
             _ => {
                 self.timeout =
                     Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?);
@@ -507,6 +585,8 @@ impl RawDevice {
             outbox: self.outbox.or(below.outbox),
             outbox_mb: self.outbox_mb.or(below.outbox_mb),
             outbox_hours: self.outbox_hours.or(below.outbox_hours),
+            keep_alive: self.keep_alive.or(below.keep_alive),
+            queries_per_minute: self.queries_per_minute.or(below.queries_per_minute),
             lines: below.lines,
         }
     }
@@ -581,6 +661,8 @@ impl RawDevice {
                     megabytes: self.outbox_mb.unwrap_or(Device::OUTBOX_MB_DEFAULT),
                     hours: self.outbox_hours.unwrap_or(Device::OUTBOX_HOURS_DEFAULT),
                 }),
+                keep_alive: self.keep_alive.unwrap_or(Device::KEEP_ALIVE_DEFAULT),
+                queries_per_minute: self.queries_per_minute,
             }),
             _ => Err(Problems(problems)),
         }
@@ -681,7 +763,7 @@ mod tests {
                          model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n\
                          password_file = '/run/secret'\nca = 'ca.pem'\ncertificate = 'door-1.pem'\nkey = 'door-1.key'\nstate = '/var/lib/glimpse'\n\
                          model_key = '000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'\n\
-                         outbox = 'outbox'\noutbox_mb = 32\noutbox_hours = 24\n";
+                         outbox = 'outbox'\noutbox_mb = 32\noutbox_hours = 24\nkeep_alive = 300\nqueries_per_minute = 6\n";
 
     #[test]
     fn reads_every_key() {
@@ -703,6 +785,7 @@ mod tests {
         let key = ModelKey::from_bytes(core::array::from_fn(|place| place as u8));
         assert_eq!(device.updates, Some(Updates { state: "/var/lib/glimpse".into(), key }));
         assert_eq!(device.outbox, Some(Outbox { folder: file("outbox"), megabytes: 32, hours: 24 }));
+        assert_eq!((device.keep_alive, device.queries_per_minute), (300, Some(6)));
         let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(keys, KEYS);
     }
@@ -712,6 +795,7 @@ mod tests {
         let device = read("server = 'a:1'\ncamera = 'folder:/p'\nmodel = '/m'").unwrap();
         assert_eq!((device.codec, device.top_k, device.timeout.as_secs()), (Codec::I8, 10, 5));
         assert_eq!((device.name, device.bundle, device.codebook), (None, None, None));
+        assert_eq!((device.keep_alive, device.queries_per_minute), (60, None));
     }
 
     #[test]
@@ -725,7 +809,8 @@ mod tests {
                 "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, \
                  or mqtts://HOST:PORT for TLS",
                 "line 5: thing: unknown key: the keys are device, server, camera, bundle, model, codebook, codec, \
-                 top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours",
+                 top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours, keep_alive, \
+                 queries_per_minute",
                 "line 6: camera: expected folder:DIR, a folder whose photos are taken in the order of their names",
                 "line 7: top_k: expected a whole number from 1 to 100",
                 "line 8: codec: expected text in quotation marks",
@@ -814,6 +899,21 @@ mod tests {
             (
                 "outbox = 'o'\noutbox_hours = 1.5",
                 "line 5: outbox_hours: expected a whole number of hours from 1 to 8784",
+            ),
+        ] {
+            check_problems(&format!("{head}{more}"), &[expected]);
+        }
+    }
+
+    #[test]
+    fn a_link_that_costs_has_bounds() {
+        let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
+        for (more, expected) in [
+            ("keep_alive = 4", "line 4: keep_alive: expected a whole number of seconds from 5 to 1800"),
+            ("keep_alive = '1m'", "line 4: keep_alive: expected a whole number of seconds from 5 to 1800"),
+            (
+                "queries_per_minute = 0",
+                "line 4: queries_per_minute: expected a whole number of queries from 1 to 6000",
             ),
         ] {
             check_problems(&format!("{head}{more}"), &[expected]);

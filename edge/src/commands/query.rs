@@ -255,6 +255,7 @@ impl Asking {
             space,
             expiry,
             has_status: false,
+            keep_alive_s: Device::KEEP_ALIVE_DEFAULT,
             credentials,
             presence: Presence::default(),
             updating: Updating::default(),

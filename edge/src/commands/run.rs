@@ -24,6 +24,7 @@ use super::query::{Pending, embed_query, not_asked};
 use super::{ATTEMPTS, ModelArgs, QueryFlags, Server, UpdateFlags, chain, model_files, raw_device};
 use crate::backoff::{Backoff, Jitter};
 use crate::client::{GiveUp, Patience};
+use crate::duty::Duty;
 use crate::linux::camera::{CameraError, FilePhoto, FolderCamera};
 use crate::linux::credentials::Credentials;
 use crate::linux::host::{self, Stop, SystemClock};
@@ -78,6 +79,12 @@ pub struct RunArgs {
     /// How long a query may wait there, in hours [default: 72]
     #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text)]
     outbox_hours: Option<u16>,
+    /// Seconds for which the connection may be silent: fewer find a dead one sooner, more save a battery [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = device::keep_alive_of_text)]
+    keep_alive: Option<u16>,
+    /// How many queries are sent in any minute at most; more wait in the outbox [default: no limit]
+    #[arg(long, value_name = "N", value_parser = device::queries_per_minute_of_text)]
+    queries_per_minute: Option<u16>,
     /// Ends after the photos that are there at the beginning
     #[arg(long)]
     pub once: bool,
@@ -118,6 +125,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         space: model.space(),
         expiry: device.timeout,
         has_status: true,
+        keep_alive_s: device.keep_alive,
         credentials,
         presence: updater
             .as_ref()
@@ -151,7 +159,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .name("camera".to_owned())
         .spawn(move || producer.run(jitter))
         .context("cannot start the camera's thread")?;
-    let session = Session::new(uplink, SystemClock::start(), patience, host::jitter()?, true);
+    let session = Session::new(uplink, SystemClock::start(), patience, host::jitter()?, true)
+        .with_duty(Duty::per_minute(device.queries_per_minute.map_or(0, u32::from)));
     Running {
         session,
         server,
@@ -175,6 +184,7 @@ fn configuration(args: RunArgs) -> anyhow::Result<Device> {
         let mut raw = raw_device(args.model, args.flags, args.camera);
         (raw.state, raw.model_key) = (args.updates.state, args.updates.model_key);
         (raw.outbox, raw.outbox_mb, raw.outbox_hours) = (args.outbox, args.outbox_mb, args.outbox_hours);
+        (raw.keep_alive, raw.queries_per_minute) = (args.keep_alive, args.queries_per_minute);
         raw
     };
     let (file, problems) = match &args.config {

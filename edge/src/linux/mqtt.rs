@@ -4,8 +4,10 @@
 //! the session through a bounded channel. A connection counts as made when the broker has granted the subscription to
 //! the reply topic: a query sent earlier could be answered into the void.
 //!
-//! Sessions are clean. What a broker would keep for us is worth nothing, because a query without a reply is sent
-//! again under the same id anyway.
+//! Sessions are clean: they go on at the level of queries. What a broker would keep for us is worth nothing, because a
+//! query without a reply is sent again under the same id anyway, and its server answers that from a cache; a broker that
+//! was replaced or lost its memory does no harm. What is resumed is TLS: a device that reconnects shows the ticket of its
+//! last connection, where the server gave it one, in place of certificates.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -46,7 +48,6 @@ const PACKET_OVERHEAD_BYTES_MAX: u32 = 2048;
 /// Messages that the broker has not acknowledged. The client has memory for as many from the start, 6 MB for all that MQTT allows.
 const UNACKNOWLEDGED_MAX: u16 = 256;
 
-const KEEP_ALIVE_S: u16 = 30;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 const RECONNECT_LONGEST: Duration = Duration::from_secs(30);
@@ -268,6 +269,9 @@ pub struct Connection {
     pub expiry: Duration,
     /// Whether the device has a status: retained while it is there, and left behind as a last will.
     pub has_status: bool,
+    /// How long the connection may be silent, in seconds. Both sides find a dead one by it: the broker after half as long again, and
+    /// then it sends the last will.
+    pub keep_alive_s: u16,
     /// How it proves itself.
     pub credentials: Credentials,
     /// What it says of its networks, until it says otherwise.
@@ -525,7 +529,7 @@ fn options(
     network.set_tcp_nodelay(true);
     options
         .set_network_options(network)
-        .set_keep_alive(KEEP_ALIVE_S)
+        .set_keep_alive(connection.keep_alive_s)
         .set_clean_start(true)
         .set_connect_timeout(CONNECT_TIMEOUT)
         .set_outgoing_inflight_upper_limit(UNACKNOWLEDGED_MAX)

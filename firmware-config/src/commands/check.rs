@@ -204,6 +204,15 @@ fn table(device: &Device) -> String {
                 },
             ),
         ),
+        (
+            "link",
+            device.queries_per_minute.map_or_else(
+                || format!("silent for at most {} s, as many queries as photos", device.keep_alive),
+                |count| {
+                    format!("silent for at most {} s, at most {count} queries a minute", device.keep_alive)
+                },
+            ),
+        ),
     ];
     rows.map(|(key, value)| format!("  {key:<9} {}\n", shown(&value))).concat()
 }

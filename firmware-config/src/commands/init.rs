@@ -74,6 +74,12 @@ pub struct InitArgs {
     /// How long a query may wait there
     #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text, default_value_t = Device::OUTBOX_HOURS_DEFAULT)]
     pub outbox_hours: u16,
+    /// Seconds for which the connection may be silent
+    #[arg(long, value_name = "SECONDS", value_parser = device::keep_alive_of_text, default_value_t = Device::KEEP_ALIVE_DEFAULT)]
+    pub keep_alive: u16,
+    /// How many queries the device sends in any minute at most [default: no limit]
+    #[arg(long, value_name = "N", value_parser = device::queries_per_minute_of_text)]
+    pub queries_per_minute: Option<u16>,
     /// Replaces a file that is there
     #[arg(long)]
     pub force: bool,
@@ -113,6 +119,8 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         security: &security,
         updates: updates.as_ref(),
         outbox: outbox.as_ref(),
+        keep_alive: args.keep_alive,
+        queries_per_minute: args.queries_per_minute,
     };
     let text = device_toml(&settings)?;
     write_whole(&args.file, &text, args.force)?;

@@ -117,6 +117,7 @@ fn an_address_without_a_server_is_refused_and_tried_again() {
         space: SpaceId::from_bytes([1; 16]),
         expiry: Duration::from_secs(5),
         has_status: true,
+        keep_alive_s: 60,
         credentials: Credentials::default(),
         presence: Presence::default(),
         updating: Updating::default(),
