@@ -307,6 +307,24 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_is_changed_while_it_waits_is_sent_as_it_is_then() {
+        let mut session = session(Echo::default(), false);
+        for n in 0..4 {
+            assert_eq!(session.submit(id(n), [n].to_vec()), None);
+        }
+        session.payloads_mut().for_each(|payload| payload.push(9));
+        session.uplink.incoming.push_back(Received::Connected);
+        let mut answered = 0;
+        while session.unanswered() > 0 {
+            if let Some(Event::Answered { reply, .. }) = session.step(SECOND).unwrap() {
+                assert_eq!(reply, [answered, 9]);
+                answered += 1;
+            }
+        }
+        assert_eq!(answered, 4);
+    }
+
+    #[test]
     fn a_silent_server_is_asked_three_times_in_the_time_allowed() {
         let uplink = Echo { deaf: true, incoming: VecDeque::from([Received::Connected]), ..Echo::default() };
         let (sent, now) = (Rc::clone(&uplink.sent), Rc::clone(&uplink.now));

@@ -458,7 +458,7 @@ fn live(plan: &Plan) -> Day {
                 assert_eq!((query, reply), (id(number), number), "a reply is to its own query");
                 let open = world.borrow_mut().open.remove(&number).expect("each query has one outcome");
                 assert_eq!(open.sent, attempts);
-                assert_eq!(open.first.map(|first| world.borrow().now - first), Some(reply_time));
+                assert_eq!(open.first.map(|first| first + reply_time), Some(world.borrow().now));
                 day.answered.push(number);
             }
             Some(Event::GivenUp { id: query, payload, reason, attempts }) => {
