@@ -7,8 +7,8 @@
 //!
 //! A PUBACK says only that the broker has the query: every broker tried loses queries of a server that dies. So a
 //! query without a reply is sent again *under the same id*, after a timeout that doubles each time, and once more
-//! after each reconnection; servers answer repeats from a cache. Both kinds count as attempts, so that a connection
-//! that flaps cannot make a device send for ever.
+//! after each reconnection; servers answer repeats from a cache. Both kinds are counted and bounded, each by itself: a
+//! connection that flaps neither makes a device send for ever nor uses up what the server's silence is allowed.
 //!
 //! Every submitted query gets exactly one outcome: the payload comes back from `reply`, from `busy`, or in
 //! [`Action::GiveUp`].
@@ -21,22 +21,30 @@ use glimpse_protocol::QueryId;
 use heapless::{Deque, Vec};
 
 use crate::backoff::{Jitter, doubled};
+use crate::duty::Duty;
 
 /// How patient the client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// How often a query is sent at most; at least once.
+    /// How often a query is sent at most, where the connection holds; at least once.
     pub attempts: u8,
+    /// How often more where it breaks while the reply is awaited: that says nothing of the server.
+    pub breaks: u8,
     /// How long the first attempt waits for its reply; each further one twice as long, all stretched by the jitter.
     pub reply_timeout: Duration,
     /// No attempt waits longer than this, before the jitter.
     pub reply_timeout_max: Duration,
-    /// Time from submission after which a query is given up, connected or not; `None` waits for a connection for
-    /// ever.
+    /// Time after which a query is given up, connected or not: from submission as long as it was not sent, and anew
+    /// from first sending it. `None` waits for a connection for ever. The time for which its [`Duty`] holds a
+    /// connected client back does not count.
     pub deadline: Option<Duration>,
 }
 
 impl Patience {
+    /// Enough for a connection that breaks every second to answer a query in one of its seconds, and few enough for a link
+    /// that is paid by the megabyte.
+    pub const BREAKS: u8 = 16;
+
     /// Attempts that together take at most `total`, whatever the jitter; at most 16, since the first of more would be
     /// over in microseconds.
     pub fn within(total: Duration, attempts: u8) -> Self {
@@ -44,7 +52,7 @@ impl Patience {
         // The timeouts are 1, 2, 4, .. times the first and stretch by half at most.
         let shares = ((1 << attempts) - 1) * 3;
         let reply_timeout = (total / shares).saturating_mul(2);
-        Self { attempts, reply_timeout, reply_timeout_max: total, deadline: None }
+        Self { attempts, breaks: Self::BREAKS, reply_timeout, reply_timeout_max: total, deadline: None }
     }
 
     /// The same, giving up at `deadline` after submission even without a connection.
@@ -142,6 +150,7 @@ pub struct Counters {
 pub struct QueryClient<P, const N: usize> {
     patience: Patience,
     jitter: Jitter,
+    duty: Duty,
     connected: bool,
     /// In order of submission.
     in_flight: Vec<InFlight<P>, N>,
@@ -157,6 +166,8 @@ struct InFlight<P> {
     give_up_at: Option<Duration>,
     first_published: Option<Duration>,
     attempts: u8,
+    /// Of these, those that a connection broke and that are made up for.
+    broken: u8,
     state: State,
 }
 
@@ -176,6 +187,7 @@ impl<P, const N: usize> QueryClient<P, N> {
         Self {
             patience,
             jitter,
+            duty: Duty::UNLIMITED,
             connected: false,
             in_flight: Vec::new(),
             finished: Deque::new(),
@@ -189,6 +201,14 @@ impl<P, const N: usize> QueryClient<P, N> {
                 foreign_replies: 0,
             },
         }
+    }
+
+    /// Bounds how often a query is sent for the first time. Repeats are bounded by their attempts, and cost nothing
+    /// more: a query that was begun is to be ended.
+    #[must_use]
+    pub const fn with_duty(mut self, duty: Duty) -> Self {
+        self.duty = duty;
+        self
     }
 
     /// Takes a query, to be sent under `id`.
@@ -205,6 +225,7 @@ impl<P, const N: usize> QueryClient<P, N> {
             give_up_at: self.patience.deadline.map(|deadline| now.saturating_add(deadline)),
             first_published: None,
             attempts: 0,
+            broken: 0,
             state: State::Ready,
         };
         self.in_flight.push(entry).map_err(|entry| Refused::Full(entry.payload))?;
@@ -222,7 +243,13 @@ impl<P, const N: usize> QueryClient<P, N> {
         self.connected = false;
         let attempts = self.patience.attempts.max(1);
         for entry in &mut self.in_flight {
-            if matches!(entry.state, State::Sent { .. }) && entry.attempts < attempts {
+            if !matches!(entry.state, State::Sent { .. }) {
+                continue;
+            }
+            if entry.broken < self.patience.breaks {
+                entry.broken += 1;
+                entry.state = State::Ready;
+            } else if entry.counted() < attempts {
                 entry.state = State::Ready;
             }
         }
@@ -245,10 +272,10 @@ impl<P, const N: usize> QueryClient<P, N> {
     pub fn busy(&mut self, id: QueryId, now: Duration) -> Busy<P> {
         let Some((place, _)) = self.expected(id) else { return Busy::Ignored };
         let entry = &mut self.in_flight[place];
-        if entry.attempts < self.patience.attempts.max(1) {
+        if entry.counted() < self.patience.attempts.max(1) {
             let wait = doubled(
                 self.patience.reply_timeout,
-                u32::from(entry.attempts).saturating_sub(1),
+                u32::from(entry.counted()).saturating_sub(1),
                 self.patience.reply_timeout_max,
             );
             entry.state = State::Postponed { until: now.saturating_add(self.jitter.stretch(wait)) };
@@ -262,21 +289,26 @@ impl<P, const N: usize> QueryClient<P, N> {
     pub fn poll(&mut self, now: Duration) -> Option<Action<P>> {
         let connected = self.connected;
         let attempts = self.patience.attempts.max(1);
+        let fresh_at = self.duty.next();
         let (place, due) = self
             .in_flight
             .iter()
             .enumerate()
-            .find_map(|(place, entry)| Some((place, entry.due(now, connected, attempts)?)))?;
+            .find_map(|(place, entry)| Some((place, entry.due(now, connected, attempts, fresh_at)?)))?;
         match due {
             Due::Publish => {
                 let entry = &mut self.in_flight[place];
                 let wait = doubled(
                     self.patience.reply_timeout,
-                    u32::from(entry.attempts),
+                    u32::from(entry.counted()),
                     self.patience.reply_timeout_max,
                 );
-                entry.attempts += 1;
-                entry.first_published.get_or_insert(now);
+                if entry.first_published.is_none() {
+                    entry.first_published = Some(now);
+                    entry.give_up_at = self.patience.deadline.map(|deadline| now.saturating_add(deadline));
+                    self.duty.spend(now);
+                }
+                entry.attempts = entry.attempts.saturating_add(1);
                 entry.state = State::Sent { until: now.saturating_add(self.jitter.stretch(wait)) };
                 self.counters.published += 1;
                 Some(Action::Publish { id: entry.id, attempt: entry.attempts })
@@ -292,7 +324,7 @@ impl<P, const N: usize> QueryClient<P, N> {
 
     /// When `poll` will next have something to do if no event comes before; `None` if never.
     pub fn next_wakeup(&self) -> Option<Duration> {
-        self.in_flight.iter().filter_map(|entry| entry.wakeup(self.connected)).min()
+        self.in_flight.iter().filter_map(|entry| entry.wakeup(self.connected, self.duty.next())).min()
     }
 
     /// The payload of a query in flight.
@@ -303,6 +335,11 @@ impl<P, const N: usize> QueryClient<P, N> {
     /// The queries in flight, in order of submission.
     pub fn queries(&self) -> impl Iterator<Item = (QueryId, &P)> {
         self.in_flight.iter().map(|entry| (entry.id, &entry.payload))
+    }
+
+    /// Their payloads, to be changed.
+    pub fn payloads_mut(&mut self) -> impl Iterator<Item = &mut P> {
+        self.in_flight.iter_mut().map(|entry| &mut entry.payload)
     }
 
     /// Queries in flight.
@@ -362,14 +399,23 @@ enum Due {
 }
 
 impl<P> InFlight<P> {
-    fn due(&self, now: Duration, connected: bool, attempts: u8) -> Option<Due> {
+    /// Attempts that count: the connection held, or the breaks are used up.
+    const fn counted(&self) -> u8 {
+        self.attempts.saturating_sub(self.broken)
+    }
+
+    /// `fresh_at` is when a query may be sent for the first time.
+    fn due(&self, now: Duration, connected: bool, attempts: u8, fresh_at: Duration) -> Option<Due> {
+        if self.attempts == 0 && connected {
+            return (now >= fresh_at).then_some(Due::Publish);
+        }
         if self.give_up_at.is_some_and(|at| now >= at) {
             let reason = if self.attempts == 0 { GiveUp::NotConnected } else { GiveUp::NoReply };
             return Some(Due::GiveUp(reason));
         }
         match self.state {
             State::Ready => connected.then_some(Due::Publish),
-            State::Sent { until } if now >= until && self.attempts >= attempts => {
+            State::Sent { until } if now >= until && self.counted() >= attempts => {
                 Some(Due::GiveUp(GiveUp::NoReply))
             }
             State::Sent { until } | State::Postponed { until } => {
@@ -378,7 +424,10 @@ impl<P> InFlight<P> {
         }
     }
 
-    fn wakeup(&self, connected: bool) -> Option<Duration> {
+    fn wakeup(&self, connected: bool, fresh_at: Duration) -> Option<Duration> {
+        if self.attempts == 0 && connected {
+            return Some(fresh_at);
+        }
         // Without a connection only what has no attempts left can come due, and `disconnected` left only that `Sent`.
         let due = match self.state {
             State::Ready => connected.then_some(Duration::ZERO),

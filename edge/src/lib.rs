@@ -6,6 +6,7 @@
 //! - [`ports`]: what the core needs from the world: [`Camera`], [`Embedder`], [`Uplink`], [`Clock`].
 //! - [`session`]: client, [`outbox`] and uplink at work together.
 //! - [`backoff`]: waiting longer after each failure, with jitter.
+//! - [`duty`]: how often a device may do something that costs.
 //! - [`pins`]: lamps and a debounced button over embedded-hal's pins.
 //! - [`trigger`]: when a photo is taken; [`vision`]: whether it is any good, and whether something moves.
 //!
@@ -37,6 +38,7 @@ extern crate std;
 
 pub mod backoff;
 pub mod client;
+pub mod duty;
 pub mod outbox;
 pub mod pins;
 pub mod ports;
@@ -51,6 +53,7 @@ pub mod linux;
 
 pub use backoff::{Backoff, Jitter};
 pub use client::{Action, Answered, Busy, Counters, GiveUp, Patience, QueryClient, Refused};
+pub use duty::Duty;
 pub use outbox::Outbox;
 pub use pins::{Active, Button, Debounce, Indicator, Lamp, Sign};
 pub use ports::{Camera, Capture, Clock, Embedder, Error, ErrorKind, Received, Uplink};

@@ -36,6 +36,11 @@ impl<T, const N: usize> Outbox<T, N> {
         self.entries.iter()
     }
 
+    /// The same, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut()
+    }
+
     /// Entries waiting.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -15,6 +15,7 @@ use glimpse_protocol::{GalleryStatus, QueryId};
 
 use crate::backoff::Jitter;
 use crate::client::{Action, Busy, Counters, GiveUp, Patience, QueryClient, Refused};
+use crate::duty::Duty;
 use crate::outbox::Outbox;
 use crate::ports::{Clock, Received, Uplink};
 
@@ -76,6 +77,12 @@ impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> S
     pub const fn new(uplink: U, clock: C, patience: Patience, jitter: Jitter, announce: bool) -> Self {
         let client = QueryClient::new(patience, jitter);
         Self { uplink, clock, client, outbox: Outbox::new(), announce, elsewhere: 0 }
+    }
+
+    /// Bounds how often a query is sent for the first time.
+    #[must_use]
+    pub fn with_duty(self, duty: Duty) -> Self {
+        Self { client: self.client.with_duty(duty), ..self }
     }
 
     /// Takes a query; returns the one that had to be dropped for it, the oldest of the outbox.
@@ -171,6 +178,11 @@ impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> S
         self.client.queries().chain(self.outbox.iter().map(|(id, payload)| (*id, payload)))
     }
 
+    /// The same, to be changed: a message may know more than before, under the same id.
+    pub fn payloads_mut(&mut self) -> impl Iterator<Item = &mut P> {
+        self.client.payloads_mut().chain(self.outbox.iter_mut().map(|(_, payload)| payload))
+    }
+
     /// How many queries wait somewhere else, on a disk say: the device tells its server of them too.
     pub const fn wait_elsewhere(&mut self, count: usize) {
         self.elsewhere = count;
@@ -201,6 +213,9 @@ impl<U: Uplink, C: Clock, P: AsRef<[u8]>, const N: usize, const OUTBOX: usize> S
         self.uplink
     }
 }
+
+#[cfg(test)]
+mod day;
 
 #[cfg(test)]
 mod tests {
@@ -289,6 +304,24 @@ mod tests {
             }
         }
         assert_eq!(answered, [0, 1, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_message_that_is_changed_while_it_waits_is_sent_as_it_is_then() {
+        let mut session = session(Echo::default(), false);
+        for n in 0..4 {
+            assert_eq!(session.submit(id(n), [n].to_vec()), None);
+        }
+        session.payloads_mut().for_each(|payload| payload.push(9));
+        session.uplink.incoming.push_back(Received::Connected);
+        let mut answered = 0;
+        while session.unanswered() > 0 {
+            if let Some(Event::Answered { reply, .. }) = session.step(SECOND).unwrap() {
+                assert_eq!(reply, [answered, 9]);
+                answered += 1;
+            }
+        }
+        assert_eq!(answered, 4);
     }
 
     #[test]

@@ -47,6 +47,10 @@ pub struct Settings<'a> {
     pub actions: &'a Actions,
     /// A button on the device.
     pub button: Option<&'a GpioLine>,
+    /// How long the connection may be silent, in seconds.
+    pub keep_alive: u16,
+    /// How many queries it sends in a minute at most; `None`: no limit.
+    pub queries_per_minute: Option<u16>,
 }
 
 /// The file.
@@ -262,6 +266,18 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             line: assignment("button", gpio("gpiochip0:3:low", settings.button)),
             is_set: settings.button.is_some(),
         },
+        Entry {
+            comment: "Seconds for which the connection may be silent. Fewer find a dead one sooner; more save a battery, but networks \
+                      of phones forget a connection that is silent for minutes.",
+            line: assignment("keep_alive", settings.keep_alive.to_string()),
+            is_set: settings.keep_alive != Device::KEEP_ALIVE_DEFAULT,
+        },
+        Entry {
+            comment: "How many queries it sends in any minute at most, for a battery or a link that is paid by the megabyte; more wait \
+                      in the outbox. Without it there is no limit.",
+            line: assignment("queries_per_minute", settings.queries_per_minute.unwrap_or(6).to_string()),
+            is_set: settings.queries_per_minute.is_some(),
+        },
     ];
     let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
                 # runs it. Relative paths are taken from the folder of this file.\n";
@@ -358,6 +374,8 @@ mod tests {
             outbox: None,
             actions: NO_ACTIONS,
             button: None,
+            keep_alive: Device::KEEP_ALIVE_DEFAULT,
+            queries_per_minute: None,
         }
     }
 
@@ -418,6 +436,8 @@ mod tests {
             outbox: Some(&outbox),
             actions: &actions,
             button: Some(&button),
+            keep_alive: 300,
+            queries_per_minute: Some(7),
             ..settings(&server, &camera, Path::new(strange))
         };
         let (text, device) = check(&settings);
@@ -435,6 +455,7 @@ mod tests {
         assert_eq!((device.security, device.updates), (security, Some(updates)));
         assert_eq!(device.outbox, Some(outbox));
         assert_eq!((device.actions, device.button), (actions, Some(button)));
+        assert_eq!((device.keep_alive, device.queries_per_minute), (300, Some(7)));
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod actions;
 pub use actions::{Actions, GpioLine, Webhook, WebhookUrl, similarity, similarity_of_text};
 
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 29] = [
+pub const KEYS: [&str; 31] = [
     "device",
     "server",
     "camera",
@@ -55,6 +55,8 @@ pub const KEYS: [&str; 29] = [
     "led",
     "led_unknown",
     "button",
+    "keep_alive",
+    "queries_per_minute",
 ];
 
 /// The port of MQTT without TLS, where an address names none.
@@ -89,6 +91,15 @@ pub const OUTBOX_MB_MAX: u16 = 512;
 
 /// `outbox_hours` at most: a year.
 pub const OUTBOX_HOURS_MAX: u16 = 8784;
+
+/// `keep_alive` at least, in seconds.
+pub const KEEP_ALIVE_MIN: u16 = 5;
+
+/// `keep_alive` at most, in seconds: half an hour, after which networks forget a connection.
+pub const KEEP_ALIVE_MAX: u16 = 1800;
+
+/// `queries_per_minute` at most: as good as no limit.
+pub const QUERIES_PER_MINUTE_MAX: u16 = 6000;
 
 /// One thing that is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,6 +210,12 @@ pub enum ValueError {
     /// What an outbox may take.
     #[error("expected a whole number of megabytes from {OUTBOX_MB_MIN} to {OUTBOX_MB_MAX}")]
     OutboxMb,
+    /// How long a connection may be silent.
+    #[error("expected a whole number of seconds from {KEEP_ALIVE_MIN} to {KEEP_ALIVE_MAX}")]
+    KeepAlive,
+    /// How many queries a device sends.
+    #[error("expected a whole number of queries from 1 to {QUERIES_PER_MINUTE_MAX}")]
+    QueriesPerMinute,
     /// How long a query may wait in an outbox.
     #[error("expected a whole number of hours from 1 to {OUTBOX_HOURS_MAX}")]
     OutboxHours,
@@ -469,6 +486,44 @@ pub fn outbox_hours_of_text(text: &str) -> Result<u16, ValueError> {
     text.parse().map_or(Err(ValueError::OutboxHours), outbox_hours)
 }
 
+/// How long a connection may be silent, in seconds.
+///
+/// # Errors
+/// [`ValueError::KeepAlive`].
+pub fn keep_alive(value: i64) -> Result<u16, ValueError> {
+    match u16::try_from(value) {
+        Ok(value) if (KEEP_ALIVE_MIN..=KEEP_ALIVE_MAX).contains(&value) => Ok(value),
+        _ => Err(ValueError::KeepAlive),
+    }
+}
+
+/// [`keep_alive`] of a command line.
+///
+/// # Errors
+/// [`ValueError::KeepAlive`].
+pub fn keep_alive_of_text(text: &str) -> Result<u16, ValueError> {
+    text.parse().map_or(Err(ValueError::KeepAlive), keep_alive)
+}
+
+/// How many queries a device sends in a minute.
+///
+/// # Errors
+/// [`ValueError::QueriesPerMinute`].
+pub fn queries_per_minute(value: i64) -> Result<u16, ValueError> {
+    match u16::try_from(value) {
+        Ok(value) if (1..=QUERIES_PER_MINUTE_MAX).contains(&value) => Ok(value),
+        _ => Err(ValueError::QueriesPerMinute),
+    }
+}
+
+/// [`queries_per_minute`] of a command line.
+///
+/// # Errors
+/// [`ValueError::QueriesPerMinute`].
+pub fn queries_per_minute_of_text(text: &str) -> Result<u16, ValueError> {
+    text.parse().map_or(Err(ValueError::QueriesPerMinute), queries_per_minute)
+}
+
 /// [`top_k`] of a command line.
 ///
 /// # Errors
@@ -538,6 +593,10 @@ pub struct RawDevice {
     pub led_unknown: Option<GpioLine>,
     /// `button`: a button on the device.
     pub button: Option<GpioLine>,
+    /// `keep_alive`: how long a connection may be silent, in seconds.
+    pub keep_alive: Option<u16>,
+    /// `queries_per_minute`: how many queries it sends at most.
+    pub queries_per_minute: Option<u16>,
     /// The line of each key that came from a file.
     lines: BTreeMap<&'static str, usize>,
 }
@@ -611,9 +670,16 @@ pub struct Device {
     pub actions: Actions,
     /// A button on the device.
     pub button: Option<GpioLine>,
+    /// How long its connection may be silent, in seconds.
+    pub keep_alive: u16,
+    /// How many queries it sends in any minute at most; `None`: as many as there are photos.
+    pub queries_per_minute: Option<u16>,
 }
 
 impl Device {
+    /// How long a connection may be silent where nothing is said, in seconds. Networks of phones forget a silent connection
+    /// after minutes, and each sign of life costs one with a battery a second or more of its radio.
+    pub const KEEP_ALIVE_DEFAULT: u16 = 60;
     /// The codec where none is named: a quarter of `f32`, at a loss that the benchmark table shows to be negligible.
     pub const CODEC_DEFAULT: Codec = Codec::I8;
     /// The size of photos where none is named: more than networks of 512 px look at, in either direction.
@@ -716,6 +782,18 @@ impl RawDevice {
                         .map_err(|e| wrong(&e))?,
                 );
             }
+            "keep_alive" => {
+                self.keep_alive = Some(
+                    integer(value).map_or(Err(ValueError::KeepAlive), keep_alive).map_err(|e| wrong(&e))?,
+                );
+            }
+            "queries_per_minute" => {
+                self.queries_per_minute = Some(
+                    integer(value)
+                        .map_or(Err(ValueError::QueriesPerMinute), queries_per_minute)
+                        .map_err(|e| wrong(&e))?,
+                );
+            }
             _ => {
                 self.timeout =
                     Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?);
@@ -762,6 +840,8 @@ impl RawDevice {
             led: self.led.or(below.led),
             led_unknown: self.led_unknown.or(below.led_unknown),
             button: self.button.or(below.button),
+            keep_alive: self.keep_alive.or(below.keep_alive),
+            queries_per_minute: self.queries_per_minute.or(below.queries_per_minute),
             lines: below.lines,
         }
     }
@@ -845,6 +925,8 @@ impl RawDevice {
                 }),
                 actions,
                 button: self.button,
+                keep_alive: self.keep_alive.unwrap_or(Device::KEEP_ALIVE_DEFAULT),
+                queries_per_minute: self.queries_per_minute,
             }),
             _ => Err(Problems(problems)),
         }
@@ -1008,7 +1090,7 @@ mod tests {
                          outbox = 'outbox'\noutbox_mb = 32\noutbox_hours = 24\n\
                          unknown_below = 0.5\nexec = 'hook'\nwebhook = 'https://a/b'\nwebhook_token_file = 'token'\n\
                          webhook_ca = 'hook.pem'\nled = 'gpiochip0:17'\nled_unknown = 'gpiochip0:18:low'\n\
-                         button = 'gpiochip1:3'\n";
+                         button = 'gpiochip1:3'\nkeep_alive = 300\nqueries_per_minute = 6\n";
 
     #[test]
     fn reads_every_key() {
@@ -1047,6 +1129,7 @@ mod tests {
             led_unknown: line("gpiochip0:18:low"),
         };
         assert_eq!((device.actions, device.button), (actions, line("gpiochip1:3")));
+        assert_eq!((device.keep_alive, device.queries_per_minute), (300, Some(6)));
         let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(keys, KEYS);
     }
@@ -1056,6 +1139,7 @@ mod tests {
         let device = read("server = 'a:1'\ncamera = 'folder:/p'\nmodel = '/m'").unwrap();
         assert_eq!((device.codec, device.top_k, device.timeout.as_secs()), (Codec::I8, 10, 5));
         assert_eq!((device.name, device.bundle, device.codebook), (None, None, None));
+        assert_eq!((device.keep_alive, device.queries_per_minute), (60, None));
     }
 
     #[test]
@@ -1070,7 +1154,7 @@ mod tests {
                  or mqtts://HOST:PORT for TLS",
                 "line 5: thing: unknown key: the keys are device, server, camera, camera_size, trigger, sharpness_min, bundle, model, codebook, codec, \
                  top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours, \
-                 unknown_below, exec, webhook, webhook_token_file, webhook_ca, led, led_unknown, button",
+                 unknown_below, exec, webhook, webhook_token_file, webhook_ca, led, led_unknown, button, keep_alive, queries_per_minute",
                 "line 6: camera: expected folder:DIR, the photos in a folder; v4l2:/dev/videoN, a USB camera; rpicam, a \
                  Raspberry Pi's camera; or video:FILE, a file in MJPEG or YUV4MPEG2",
                 "line 7: top_k: expected a whole number from 1 to 100",
@@ -1193,6 +1277,21 @@ mod tests {
         }
         let device = read(&format!("{head}unknown_below = 0")).unwrap();
         assert_eq!(device.actions, Actions { unknown_below: Some(0.0), ..Actions::default() });
+    }
+
+    #[test]
+    fn a_link_that_costs_has_bounds() {
+        let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
+        for (more, expected) in [
+            ("keep_alive = 4", "line 4: keep_alive: expected a whole number of seconds from 5 to 1800"),
+            ("keep_alive = '1m'", "line 4: keep_alive: expected a whole number of seconds from 5 to 1800"),
+            (
+                "queries_per_minute = 0",
+                "line 4: queries_per_minute: expected a whole number of queries from 1 to 6000",
+            ),
+        ] {
+            check_problems(&format!("{head}{more}"), &[expected]);
+        }
     }
 
     #[test]

@@ -130,6 +130,9 @@ keyed_map!(Header { 0 v, 1 id ? absent });
 /// | 5 | `embedding` | bytes |
 /// | 6 | `top_k` | 1 to [`TOP_K_MAX`], 10 if absent |
 /// | 7 | `filter` | which images may answer, as the server defines it ([`FilterOf`]); absent: all |
+/// | 8 | `uptime_ms` | in place of `taken_at` while the device's clock is not trusted: how long it had been running |
+///
+/// Without `taken_at` and `uptime_ms` nobody knows when the photo was taken.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query<const BYTES: usize = EMBEDDING_BYTES_MAX> {
     /// Version of the message; [`Query::new`] writes [`VERSION`].
@@ -140,6 +143,9 @@ pub struct Query<const BYTES: usize = EMBEDDING_BYTES_MAX> {
     pub space: SpaceId,
     /// When the photo was taken, Unix time in milliseconds; `None` while the clock is not trusted.
     pub taken_at: Option<u64>,
+    /// How long the device had been running when the photo was taken, in milliseconds, while its clock is not trusted:
+    /// enough to order its photos, and to know the times between them.
+    pub uptime_ms: Option<u64>,
     /// The embedding.
     pub embedding: Embedding<BYTES>,
     /// How many matches are wanted.
@@ -158,11 +164,12 @@ impl<const BYTES: usize> Query<BYTES> {
         (5, "embedding"),
         (6, "top_k"),
         (7, "filter"),
+        (8, "uptime_ms"),
     ];
 
     /// A query of the current version, without a time.
     pub const fn new(id: QueryId, space: SpaceId, embedding: Embedding<BYTES>, top_k: u16) -> Self {
-        Self { v: VERSION, id, space, taken_at: None, embedding, top_k, has_filter: false }
+        Self { v: VERSION, id, space, taken_at: None, uptime_ms: None, embedding, top_k, has_filter: false }
     }
 }
 
@@ -182,7 +189,8 @@ impl<const BYTES: usize> Serialize for Query<BYTES> {
             }
         }
         let named = serializer.is_human_readable();
-        let mut map = Named(serializer.serialize_map(Some(6 + usize::from(self.taken_at.is_some())))?, named);
+        let times = usize::from(self.taken_at.is_some()) + usize::from(self.uptime_ms.is_some());
+        let mut map = Named(serializer.serialize_map(Some(6 + times))?, named);
         map.put(0, &self.v)?;
         map.put(1, &self.id)?;
         map.put(2, &self.space)?;
@@ -192,6 +200,9 @@ impl<const BYTES: usize> Serialize for Query<BYTES> {
         map.put(4, &self.embedding.codec)?;
         map.put(5, &self.embedding)?;
         map.put(6, &self.top_k)?;
+        if let Some(uptime_ms) = self.uptime_ms {
+            map.put(8, &uptime_ms)?;
+        }
         map.0.end()
     }
 }
@@ -211,6 +222,7 @@ impl<'de, const BYTES: usize> Deserialize<'de> for Query<BYTES> {
                 let (mut v, mut id, mut space, mut taken_at) = (None, None, None, None);
                 let (mut codec, mut payload, mut top_k, mut has_filter) =
                     (None, None::<Payload<BYTES>>, None, false);
+                let mut uptime_ms = None;
                 while let Some(key) = map.next_key_seed(Key(Query::<BYTES>::FIELDS))? {
                     match key {
                         Some(0) => v = Some(map.next_value()?),
@@ -228,6 +240,7 @@ impl<'de, const BYTES: usize> Deserialize<'de> for Query<BYTES> {
                             map.next_value::<IgnoredAny>()?;
                             has_filter = true;
                         }
+                        Some(8) => uptime_ms = map.next_value()?,
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                         }
@@ -241,6 +254,7 @@ impl<'de, const BYTES: usize> Deserialize<'de> for Query<BYTES> {
                     id: id.ok_or_else(missing("id"))?,
                     space: space.ok_or_else(missing("space"))?,
                     taken_at,
+                    uptime_ms,
                     embedding: Embedding { codec, bytes },
                     top_k: top_k.unwrap_or(TOP_K_DEFAULT),
                     has_filter,
@@ -518,6 +532,7 @@ mod tests {
     fn messages_survive_cbor_and_json() {
         for codec in [Codec::F32, Codec::F16, Codec::I8] {
             check_both_ways(&query(codec));
+            check_both_ways(&Query { taken_at: None, uptime_ms: Some(86_400_000), ..query(codec) });
         }
         let id = QueryId::from_bytes([3; 16]);
         let found = Match {
@@ -552,6 +567,29 @@ mod tests {
         let mut query = query(Codec::F32);
         query.embedding = Embedding::from_codes(&[0xff; 32]).unwrap();
         assert_eq!(cbor(&query).len(), 90);
+    }
+
+    /// The bars of the design, for the embeddings of the demo and for longer ones.
+    #[test]
+    fn a_query_takes_few_bytes_with_every_codec() {
+        let components: StdVec<f32> = (0..1024).map(|place| ((place % 7) as f32 - 3.0) / 64.0).collect();
+        for (dimension, codec, bytes_max) in [
+            (1024, Codec::I8, 1200),
+            (512, Codec::I8, 600),
+            (1024, Codec::F16, 2200),
+            (512, Codec::F32, 2200),
+        ] {
+            let mut query = query(Codec::F32);
+            query.embedding = Embedding::encode(codec, &components[..dimension]).unwrap();
+            query.top_k = TOP_K_MAX as u16;
+            let bytes = cbor(&query).len();
+            assert!(bytes <= bytes_max, "{codec} of {dimension}: {bytes}");
+        }
+        // A device without a clock needs no more, in its first fifty days.
+        let mut query = query(Codec::F32);
+        query.embedding = Embedding::from_codes(&[0xff; 32]).unwrap();
+        (query.taken_at, query.uptime_ms, query.top_k) = (None, Some(u64::from(u32::MAX)), TOP_K_MAX as u16);
+        assert!(cbor(&query).len() <= 100);
     }
 
     #[test]

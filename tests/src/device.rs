@@ -34,6 +34,16 @@ impl Device {
         Ok(Self { process, lines })
     }
 
+    /// The most memory that it has had so far, in bytes, as Linux tells.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn peak_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        Ok(peak.context("no VmHWM in its status")?.trim().parse::<u64>()? << 10)
+    }
+
     /// Its next answer.
     ///
     /// # Errors

@@ -16,6 +16,7 @@
 //! - [`load`]: a thousand simulated devices, for `make bench-server`.
 //! - [`soak`]: half an hour of devices, restarts and bad manners, for `make soak`.
 //! - [`mosquitto`]: a broker that is not ours.
+//! - [`link`]: a network that loses, stalls and breaks.
 //! - [`demo`]: what `make demo` runs.
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
@@ -27,6 +28,7 @@ pub mod device;
 pub mod durability;
 pub mod fixture;
 pub mod foreign;
+pub mod link;
 pub mod load;
 pub mod mosquitto;
 pub mod programs;

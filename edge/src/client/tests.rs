@@ -10,7 +10,7 @@ fn id(n: u8) -> QueryId {
 }
 
 fn patience() -> Patience {
-    Patience { attempts: 3, reply_timeout: SECOND, reply_timeout_max: 2 * SECOND, deadline: None }
+    Patience { attempts: 3, breaks: 0, reply_timeout: SECOND, reply_timeout_max: 2 * SECOND, deadline: None }
 }
 
 fn connected() -> QueryClient<&'static str, 2> {
@@ -79,6 +79,44 @@ fn sends_again_after_reconnection_but_not_more_often_than_allowed() {
     assert_eq!(drain(&mut client, SECOND), []);
     assert!(client.next_wakeup().is_some_and(|at| at > SECOND));
     assert!(matches!(client.poll(10 * SECOND), Some(Action::GiveUp { attempts: 3, .. })));
+}
+
+#[test]
+fn a_connection_that_breaks_costs_breaks_and_then_attempts() {
+    let patience = Patience { attempts: 2, breaks: 3, ..patience() };
+    let mut client = QueryClient::<_, 1>::new(patience, Jitter::new(1));
+    client.submit(id(1), (), SECOND).unwrap();
+    for attempt in 1..=5 {
+        client.connected();
+        assert_eq!(drain(&mut client, SECOND), [Action::Publish { id: id(1), attempt }]);
+        // A break costs no longer wait.
+        let first = attempt <= 4;
+        assert_eq!(client.next_wakeup().unwrap() <= SECOND * 5 / 2, first, "{attempt}");
+        client.disconnected();
+    }
+    client.connected();
+    assert_eq!(drain(&mut client, SECOND), []);
+    assert!(matches!(client.poll(10 * SECOND), Some(Action::GiveUp { attempts: 5, .. })));
+}
+
+#[test]
+fn a_duty_holds_first_sendings_back_and_no_repeats() {
+    let mut client = QueryClient::<_, 3>::new(patience().with_deadline(4 * SECOND), Jitter::new(1))
+        .with_duty(Duty::every(10 * SECOND));
+    client.connected();
+    for n in 1..=3 {
+        client.submit(id(n), n, SECOND).unwrap();
+    }
+    assert_eq!(drain(&mut client, SECOND), [Action::Publish { id: id(1), attempt: 1 }]);
+    let again = client.next_wakeup().unwrap();
+    assert_eq!(drain(&mut client, again), [Action::Publish { id: id(1), attempt: 2 }]);
+    assert!(client.reply(id(1), again).is_some());
+    assert_eq!((drain(&mut client, 10 * SECOND), client.next_wakeup()), (StdVec::new(), Some(11 * SECOND)));
+    // The deadline of the second has passed meanwhile: it is sent all the same, and has its time from then on.
+    assert_eq!(drain(&mut client, 11 * SECOND), [Action::Publish { id: id(2), attempt: 1 }]);
+    client.disconnected();
+    assert!(matches!(client.poll(15 * SECOND), Some(Action::GiveUp { reason: GiveUp::NoReply, .. })));
+    assert!(matches!(client.poll(15 * SECOND), Some(Action::GiveUp { reason: GiveUp::NotConnected, .. })));
 }
 
 #[test]
@@ -222,7 +260,7 @@ impl Account {
                     let sent = self.open.get_mut(&n).expect("no action for an unknown id");
                     *sent += 1;
                     assert_eq!(*sent, attempt);
-                    assert!(attempt <= patience.attempts);
+                    assert!(attempt <= patience.attempts + patience.breaks);
                 }
                 Action::GiveUp { id, payload, reason, attempts } => {
                     assert_eq!(id.as_bytes()[0], payload);
@@ -250,9 +288,10 @@ proptest! {
         events in proptest::collection::vec(event(), 0..120),
         seed in any::<u64>(),
         attempts in 1..5_u8,
+        breaks in 0..3_u8,
         deadline in proptest::option::of(1..20_u32),
     ) {
-        let patience = Patience { attempts, deadline: deadline.map(|n| n * SECOND), ..patience() };
+        let patience = Patience { attempts, breaks, deadline: deadline.map(|n| n * SECOND), ..patience() };
         let mut client = QueryClient::<u8, 4>::new(patience, Jitter::new(seed));
         let mut account = Account::default();
         let mut now = SECOND;
@@ -280,9 +319,9 @@ proptest! {
                     let sent = account.open.get(&n).copied().unwrap_or(0);
                     match client.busy(id(n), now) {
                         Busy::Ignored => prop_assert_eq!(sent, 0),
-                        Busy::WillRetry => prop_assert!(sent > 0 && sent < attempts),
+                        Busy::WillRetry => prop_assert!(sent > 0 && sent < attempts + breaks),
                         Busy::Exhausted(answered) => {
-                            prop_assert_eq!((answered.payload, sent), (n, attempts));
+                            prop_assert!(answered.payload == n && sent >= attempts);
                             account.end(n);
                         }
                     }

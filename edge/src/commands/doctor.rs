@@ -132,6 +132,7 @@ fn server(device: &Device, space: Option<SpaceId>, credentials: Credentials) -> 
         device: name,
         space: space.unwrap_or(SpaceId::from_bytes([0; 16])),
         expiry: device.timeout,
+        keep_alive_s: device.keep_alive,
         // The status of a device that runs stays as it is.
         has_status: false,
         credentials,

@@ -19,6 +19,7 @@ use crate::linux::host::{self, Stop, SystemClock};
 use crate::linux::model::{Encoder, ModelFiles, QueryModel};
 use crate::linux::mqtt::{self, Connection, MqttUplink, Presence};
 use crate::linux::output::{self, Answered, Failure, Outcome};
+use crate::linux::time::{Taken, Times};
 use crate::linux::update::Updating;
 use crate::ports::Embedder as _;
 use crate::session::{Event, EventOf, Session};
@@ -121,6 +122,9 @@ struct Told {
     photo: String,
     embed_us: u64,
     model: ModelId,
+    /// Absent in what a version before this one has written.
+    #[serde(default)]
+    taken: Taken,
 }
 
 /// A query on its way, with what its outcome will tell.
@@ -131,6 +135,8 @@ pub(super) struct Pending {
     pub(super) message: Vec<u8>,
     /// The network that embedded the photo.
     pub(super) model: ModelId,
+    /// When the photo was taken, as `message` says it.
+    pub(super) taken: Taken,
 }
 
 impl AsRef<[u8]> for Pending {
@@ -146,6 +152,7 @@ impl Pending {
             photo: self.photo.clone(),
             embed_us: u64::try_from(self.embed_time.as_micros()).unwrap_or(u64::MAX),
             model: self.model,
+            taken: self.taken,
         };
         let mut head = Vec::new();
         if ciborium::into_writer(&told, &mut head).is_err() {
@@ -159,8 +166,25 @@ impl Pending {
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (length, rest) = bytes.split_first_chunk()?;
         let (head, message) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        let Told { photo, embed_us, model } = ciborium::from_reader(head).ok()?;
-        Some(Self { photo, embed_time: Duration::from_micros(embed_us), message: message.to_vec(), model })
+        let Told { photo, embed_us, model, taken } = ciborium::from_reader(head).ok()?;
+        let embed_time = Duration::from_micros(embed_us);
+        Some(Self { photo, embed_time, message: message.to_vec(), model, taken })
+    }
+
+    /// Says in the message what is known now of when the photo was taken.
+    pub(super) fn date(&mut self, now: &Times) {
+        let taken = self.taken.resolved(now);
+        if taken == self.taken {
+            return;
+        }
+        if taken == Taken::Unknown {
+            tracing::warn!(photo = %self.photo, "nobody knows when it was taken: the clock was not set before the device started anew");
+        }
+        match mqtt::dated(&self.message, taken) {
+            Ok(message) => (self.message, self.taken) = (message, taken),
+            // It is still a query, with less in it.
+            Err(error) => tracing::error!(%error, photo = %self.photo, "it keeps the time that it has"),
+        }
     }
 
     /// The outcome of this query.
@@ -205,10 +229,10 @@ pub(super) fn embed_query(
     let embedding = model.embedding_of(frame)?;
     let embed_time = start.elapsed();
     let id = host::query_id()?;
-    let mut query: Query = Query::new(id, model.space(), encoder.encode(&embedding)?, top_k);
-    query.taken_at = taken_at;
-    let message = mqtt::message(&query)?;
-    Ok((id, Pending { photo, embed_time, message, model: model.id() }))
+    let query: Query = Query::new(id, model.space(), encoder.encode(&embedding)?, top_k);
+    let taken = Taken::of(taken_at, &Times::now());
+    let message = mqtt::message(query, taken)?;
+    Ok((id, Pending { photo, embed_time, message, model: model.id(), taken }))
 }
 
 /// A connection over which one query is asked at a time.
@@ -236,6 +260,7 @@ impl Asking {
             space,
             expiry,
             has_status: false,
+            keep_alive_s: Device::KEEP_ALIVE_DEFAULT,
             credentials,
             presence: Presence::default(),
             updating: Updating::default(),
@@ -308,5 +333,69 @@ impl Asking {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use glimpse_protocol::{Codec, Embedding, SpaceId};
+
+    fn pending(taken: Taken) -> Pending {
+        let embedding = Embedding::encode(Codec::I8, &[0.5, -0.5]).unwrap();
+        let query = Query::new(QueryId::from_bytes([1; 16]), SpaceId::from_bytes([2; 16]), embedding, 3);
+        Pending {
+            photo: "a.jpg".to_owned(),
+            embed_time: Duration::from_micros(5),
+            message: mqtt::message(query, taken).unwrap(),
+            model: ModelId::from_bytes([3; 32]),
+            taken,
+        }
+    }
+
+    fn times(pending: &Pending) -> (Option<u64>, Option<u64>) {
+        let query: Query = mqtt::from_cbor(&pending.message).unwrap();
+        (query.taken_at, query.uptime_ms)
+    }
+
+    const NOW: Times = Times { clock_ms: 1_800_000_000_000, is_trusted: true, uptime_ms: 60_000, boot: 7 };
+
+    #[test]
+    fn a_query_that_waited_for_a_clock_gets_its_time_across_a_restart_of_the_program() {
+        let before = pending(Taken::Uptime { boot: 7, ms: 50_000 });
+        assert_eq!(times(&before), (None, Some(50_000)));
+        let mut after = Pending::from_bytes(&before.to_bytes()).unwrap();
+        after.date(&Times { is_trusted: false, ..NOW });
+        assert_eq!((after.taken, &after.message), (before.taken, &before.message));
+        after.date(&NOW);
+        assert_eq!(times(&after), (Some(NOW.clock_ms - 10_000), None));
+        let again = Pending::from_bytes(&after.to_bytes()).unwrap();
+        assert_eq!(again.taken, Taken::At(NOW.clock_ms - 10_000));
+    }
+
+    #[test]
+    fn a_query_of_another_run_of_the_machine_says_that_its_age_is_unknown() {
+        let mut query = pending(Taken::Uptime { boot: 6, ms: 50_000 });
+        query.date(&NOW);
+        assert_eq!((times(&query), query.taken), ((None, None), Taken::Unknown));
+    }
+
+    #[test]
+    fn what_an_older_version_kept_is_read_and_what_is_no_query_keeps_its_bytes() {
+        #[derive(Serialize)]
+        struct Old {
+            photo: &'static str,
+            embed_us: u64,
+            model: ModelId,
+        }
+        let mut head = Vec::new();
+        let old = Old { photo: "a.jpg", embed_us: 7, model: ModelId::from_bytes([3; 32]) };
+        ciborium::into_writer(&old, &mut head).unwrap();
+        let bytes = [&(head.len() as u32).to_le_bytes()[..], &head, b"message"].concat();
+        let mut query = Pending::from_bytes(&bytes).unwrap();
+        assert_eq!((query.taken, query.photo.as_str()), (Taken::Unknown, "a.jpg"));
+        query.taken = Taken::Uptime { boot: 7, ms: 1 };
+        query.date(&NOW);
+        assert_eq!(query.message, b"message");
     }
 }

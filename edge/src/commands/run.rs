@@ -27,6 +27,7 @@ use super::{
 };
 use crate::backoff::{Backoff, Jitter};
 use crate::client::{GiveUp, Patience};
+use crate::duty::Duty;
 use crate::linux::actions::Actions;
 use crate::linux::camera::{CameraError, Photo, Watch};
 use crate::linux::credentials::Credentials;
@@ -35,6 +36,7 @@ use crate::linux::host::{self, Stop, SystemClock};
 use crate::linux::model::{Encoder, QueryModel, QueryModelError};
 use crate::linux::mqtt::{Answer, Connection, MqttUplink, Presence, Waker};
 use crate::linux::output::{self, Answered, Failure, Outcome};
+use crate::linux::time::Times;
 use crate::linux::update::{self, Updater, Updating};
 use crate::linux::waiting::{GRACE, TOGETHER, Waiting};
 use crate::ports::{Camera, Capture, Embedder as _, Error as _, ErrorKind};
@@ -92,6 +94,12 @@ pub struct RunArgs {
     /// How long a query may wait there, in hours [default: 72]
     #[arg(long, value_name = "HOURS", value_parser = device::outbox_hours_of_text)]
     outbox_hours: Option<u16>,
+    /// Seconds for which the connection may be silent: fewer find a dead one sooner, more save a battery [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = device::keep_alive_of_text)]
+    keep_alive: Option<u16>,
+    /// How many queries are sent in any minute at most; more wait in the outbox [default: no limit]
+    #[arg(long, value_name = "N", value_parser = device::queries_per_minute_of_text)]
+    queries_per_minute: Option<u16>,
     #[command(flatten)]
     actions: ActionFlags,
     /// Ends after the photos that are there at the beginning, a video's last, or one of a camera
@@ -138,6 +146,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         space: model.space(),
         expiry: device.timeout,
         has_status: true,
+        keep_alive_s: device.keep_alive,
         credentials,
         presence: updater
             .as_ref()
@@ -171,7 +180,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .name("camera".to_owned())
         .spawn(move || producer.run(jitter))
         .context("cannot start the camera's thread")?;
-    let session = Session::new(uplink, SystemClock::start(), patience, host::jitter()?, true);
+    let session = Session::new(uplink, SystemClock::start(), patience, host::jitter()?, true)
+        .with_duty(Duty::per_minute(device.queries_per_minute.map_or(0, u32::from)));
     Running {
         session,
         server,
@@ -183,6 +193,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         unknown_below: device.actions.unknown_below,
         fresh: VecDeque::new(),
         again: VecDeque::new(),
+        is_dated: Times::now().is_trusted,
         once,
         json,
         ended: false,
@@ -199,6 +210,7 @@ pub(super) fn configuration(args: RunArgs) -> anyhow::Result<Device> {
         (raw.state, raw.model_key) = (args.updates.state, args.updates.model_key);
         (raw.outbox, raw.outbox_mb, raw.outbox_hours) = (args.outbox, args.outbox_mb, args.outbox_hours);
         args.actions.into_raw(&mut raw);
+        (raw.keep_alive, raw.queries_per_minute) = (args.keep_alive, args.queries_per_minute);
         raw
     };
     let (file, problems) = match &args.config {
@@ -341,6 +353,8 @@ struct Running {
     fresh: VecDeque<(QueryId, Instant)>,
     /// Queries on the disk that got no reply, and when they are sent again.
     again: VecDeque<(Instant, QueryId, Pending)>,
+    /// Whether the clock is trusted, so that no query waits for its time.
+    is_dated: bool,
     once: bool,
     json: bool,
     ended: bool,
@@ -389,6 +403,7 @@ impl Running {
     fn turns(&mut self) -> anyhow::Result<()> {
         loop {
             self.take_captured()?;
+            self.date();
             self.tend()?;
             if self.stop.asked() || (self.ended && self.session.unanswered() == 0) {
                 return Ok(());
@@ -437,7 +452,21 @@ impl Running {
         self.submit(id, pending)
     }
 
-    fn submit(&mut self, id: QueryId, pending: Pending) -> anyhow::Result<()> {
+    /// Once the clock is trusted, all queries here get their times.
+    fn date(&mut self) {
+        if self.is_dated {
+            return;
+        }
+        let now = Times::now();
+        if now.is_trusted {
+            tracing::info!("the clock is set: queries have their times from now on");
+            self.session.payloads_mut().for_each(|pending| pending.date(&now));
+            self.is_dated = true;
+        }
+    }
+
+    fn submit(&mut self, id: QueryId, mut pending: Pending) -> anyhow::Result<()> {
+        pending.date(&Times::now());
         if let Some((id, pending)) = self.session.submit(id, pending) {
             let failure = Failure::new("dropped", "the outbox was full, and newer photos were taken");
             self.print(&pending.came_to(id, Err(failure)))?;

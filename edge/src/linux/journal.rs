@@ -38,6 +38,15 @@ pub struct Limits {
     pub age: u64,
 }
 
+/// The time, for the ages of queries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Seconds since 1970, where the clock is trusted.
+    pub wall: Option<u64>,
+    /// Seconds since the machine started; never goes back while the program runs.
+    pub uptime: u64,
+}
+
 /// The largest body of a query, in bytes: the largest message and what is told of its photo.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 
@@ -104,6 +113,10 @@ struct Entry {
     id: QueryId,
     /// Seconds since 1970; 0 where no clock knew.
     time: u64,
+    /// By the uptime of now, since when it waits; of one that was found, once somebody has said what time it is.
+    born: Option<i64>,
+    /// Whether `born` cannot be known any better.
+    is_dated: bool,
     segment: u64,
     /// Of its record.
     at: u64,
@@ -156,7 +169,9 @@ impl<D: Disk> Journal<D> {
                     }
                     Record::Query { id, time, .. } => {
                         let at = at as u64;
-                        let entry = Entry { id, time, segment: number, at, length, taken: false };
+                        let (born, is_dated) = (None, time == 0);
+                        let entry =
+                            Entry { id, time, born, is_dated, segment: number, at, length, taken: false };
                         journal.waiting.push_back(entry);
                     }
                 }
@@ -189,13 +204,15 @@ impl<D: Disk> Journal<D> {
     ///
     /// # Errors
     /// A body of more than [`BODY_BYTES_MAX`], or a disk that does not take it: it is not kept.
-    pub fn push(&mut self, id: QueryId, time: u64, body: &[u8]) -> io::Result<Vec<QueryId>> {
+    pub fn push(&mut self, id: QueryId, now: Now, body: &[u8]) -> io::Result<Vec<QueryId>> {
         if body.len() > BODY_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, TooLarge(body.len())));
         }
+        let time = now.wall.unwrap_or(0);
         let record = [&id.as_bytes()[..], &time.to_le_bytes(), body].concat();
         let (segment, at, length) = self.append(QUERY, &record)?;
-        self.waiting.push_back(Entry { id, time, segment, at, length, taken: false });
+        let born = Some(seconds(now.uptime));
+        self.waiting.push_back(Entry { id, time, born, is_dated: true, segment, at, length, taken: false });
         self.left += 1;
         if let Some(segment) = self.segments.back_mut() {
             segment.waiting += 1;
@@ -214,19 +231,32 @@ impl<D: Disk> Journal<D> {
         Ok(dropped)
     }
 
-    /// Drops queries that have waited for too long, where `now` is known (seconds since 1970).
+    /// Drops queries that have waited for too long. What came since this journal was opened has the age that it has waited, whatever
+    /// the clock does meanwhile: a board without a battery starts in 1970, and is told the time later. What was found has the age that
+    /// a trusted clock gives it, and until there is one, or where none ever was, that since the journal was opened.
     ///
     /// # Errors
     /// A disk from which nothing can be removed.
-    pub fn expire(&mut self, now: u64) -> io::Result<Vec<QueryId>> {
+    pub fn expire(&mut self, now: Now) -> io::Result<Vec<QueryId>> {
+        let uptime = seconds(now.uptime);
+        let age_max = seconds(self.limits.age);
         let mut dropped = Vec::new();
-        let age = self.limits.age;
-        while self
-            .waiting
-            .front()
-            .is_some_and(|entry| entry.time != 0 && now.saturating_sub(entry.time) > age)
-        {
-            dropped.extend(self.drop_front());
+        for entry in &mut self.waiting {
+            let born = entry.born.get_or_insert(uptime);
+            if let Some(wall) = now.wall.filter(|_| !entry.is_dated) {
+                // A clock that went back makes nothing younger than it was seen to be.
+                *born = (*born).min(uptime.saturating_sub(seconds(wall.saturating_sub(entry.time))));
+                entry.is_dated = true;
+            }
+            if uptime.saturating_sub(*born) > age_max {
+                dropped.push(entry.id);
+            }
+        }
+        for id in &dropped {
+            if let Some(place) = self.waiting.iter().position(|entry| entry.id == *id) {
+                self.forget(place);
+                self.dropped += 1;
+            }
         }
         self.remove_finished()?;
         Ok(dropped)
@@ -403,6 +433,10 @@ impl<D: Disk> Journal<D> {
         }
         Ok(())
     }
+}
+
+fn seconds(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// One record.

@@ -8,7 +8,8 @@
 //! - [`actions`]: what is done with an answer: a program, a webhook, a lamp; [`gpio`]: lines of GPIO chips.
 //! - [`doctor`]: what may keep the device from working.
 //! - [`output`]: answers as tables and JSON lines; [`npy`]: embeddings as a NumPy file.
-//! - [`host`]: the little that comes from the system: name, randomness, signals, time.
+//! - [`host`]: the little that comes from the system: name, randomness, signals.
+//! - [`time`]: what time it is, and whether to believe it.
 
 pub mod actions;
 pub mod camera;
@@ -21,5 +22,6 @@ pub mod model;
 pub mod mqtt;
 pub mod npy;
 pub mod output;
+pub mod time;
 pub mod update;
 pub mod waiting;

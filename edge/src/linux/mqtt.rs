@@ -4,15 +4,17 @@
 //! the session through a bounded channel. A connection counts as made when the broker has granted the subscription to
 //! the reply topic: a query sent earlier could be answered into the void.
 //!
-//! Sessions are clean. What a broker would keep for us is worth nothing, because a query without a reply is sent
-//! again under the same id anyway.
+//! Sessions are clean: they go on at the level of queries. What a broker would keep for us is worth nothing, because a
+//! query without a reply is sent again under the same id anyway, and its server answers that from a cache; a broker that
+//! was replaced or lost its memory does no harm. What is resumed is TLS: a device that reconnects shows the ticket of its
+//! last connection, where the server gave it one, in place of certificates.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use glimpse_protocol::device::ServerAddress;
 use glimpse_protocol::model::Fetch;
@@ -21,6 +23,7 @@ use glimpse_protocol::{
     DeviceId, DeviceStatus, DeviceTopic, ErrorBody, ErrorCode, GalleryStatus, Header, MESSAGE_BYTES_MAX,
     ModelId, Query, QueryId, Reply, SpaceId, Topic, Update, VERSION,
 };
+use rumqttc::tokio_rustls::rustls::{self, CertificateError};
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, DisconnectReasonCode, Event, EventLoop,
     IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, NetworkOptions, Packet, Publish,
@@ -34,6 +37,7 @@ use thiserror::Error;
 use crate::backoff::{Backoff, Jitter};
 use crate::linux::credentials::Credentials;
 use crate::linux::host;
+use crate::linux::time::{Taken, Times};
 use crate::linux::update::Updating;
 use crate::ports::{Error, ErrorKind, Received, Uplink};
 
@@ -45,7 +49,6 @@ const PACKET_OVERHEAD_BYTES_MAX: u32 = 2048;
 /// Messages that the broker has not acknowledged. The client has memory for as many from the start, 6 MB for all that MQTT allows.
 const UNACKNOWLEDGED_MAX: u16 = 256;
 
-const KEEP_ALIVE_S: u16 = 30;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 const RECONNECT_LONGEST: Duration = Duration::from_secs(30);
@@ -109,6 +112,21 @@ pub enum UplinkError {
         /// What rustls said.
         reason: String,
     },
+    /// A certificate that is not valid by this device's clock: the clock may be wrong.
+    #[error(
+        "no TLS to {server}: a certificate is {problem} at the time that this device's clock says ({}): {}",
+        shown(*clock_ms), clock_advice(*is_trusted)
+    )]
+    NotNow {
+        /// The server.
+        server: ServerAddress,
+        /// What is wrong with it.
+        problem: &'static str,
+        /// The device's clock, Unix time in milliseconds.
+        clock_ms: u64,
+        /// Whether it is believed.
+        is_trusted: bool,
+    },
     /// The broker does not grant the device its own topics.
     #[error("{server} does not grant {topic} to this device ({code:?}): check the broker's permissions")]
     NotGranted {
@@ -154,9 +172,11 @@ impl Error for UplinkError {
             | Self::Unreachable { .. }
             | Self::Timeout { .. }
             | Self::Lost { .. }
+            | Self::NotNow { is_trusted: false, .. }
             | Self::Full => ErrorKind::Unavailable,
             Self::Rejected { .. }
             | Self::Untrusted { .. }
+            | Self::NotNow { .. }
             | Self::NotGranted { .. }
             | Self::TakenOver { .. } => ErrorKind::Configuration,
             Self::Encode(_) => ErrorKind::Input,
@@ -176,7 +196,14 @@ impl UplinkError {
             ConnectionError::Tls(TlsError::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
                 Self::Unreachable { server, source }
             }
-            ConnectionError::Tls(error) => Self::Untrusted { server, reason: error.to_string() },
+            ConnectionError::Tls(error) => match not_now(&error) {
+                Some(problem) => {
+                    let now = Times::now();
+                    let (clock_ms, is_trusted) = (now.clock_ms, now.is_trusted);
+                    Self::NotNow { server, problem, clock_ms, is_trusted }
+                }
+                None => Self::Untrusted { server, reason: error.to_string() },
+            },
             // A certificate that the server refuses is told after the handshake, as TLS 1.3 has it.
             ConnectionError::Io(source) if source.kind() == io::ErrorKind::InvalidData => {
                 Self::Untrusted { server, reason: source.to_string() }
@@ -196,6 +223,40 @@ impl UplinkError {
     }
 }
 
+/// What a time has to do with it that a certificate is not taken.
+fn not_now(error: &TlsError) -> Option<&'static str> {
+    let inner = match error {
+        TlsError::Io(source) => source.get_ref()?.downcast_ref::<rustls::Error>()?,
+        TlsError::TLS(error) => error,
+        _ => return None,
+    };
+    match inner {
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => Some("not valid yet"),
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => Some("no longer valid"),
+        _ => None,
+    }
+}
+
+fn shown(clock_ms: u64) -> humantime::Rfc3339Timestamp {
+    // No clock shows what this could not.
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(clock_ms.min(CLOCK_MS_MAX)))
+}
+
+const fn clock_advice(is_trusted: bool) -> &'static str {
+    if is_trusted {
+        "renew the certificate, or set the clock where it is wrong"
+    } else {
+        "nobody has set this clock yet, so wait for the time from the network, or set it"
+    }
+}
+
+/// The end of the year 9999.
+const CLOCK_MS_MAX: u64 = 253_402_300_799_000;
+
 /// Who connects, where to, and how.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -209,6 +270,9 @@ pub struct Connection {
     pub expiry: Duration,
     /// Whether the device has a status: retained while it is there, and left behind as a last will.
     pub has_status: bool,
+    /// How long the connection may be silent, in seconds. Both sides find a dead one by it: the broker after half as long again, and
+    /// then it sends the last will.
+    pub keep_alive_s: u16,
     /// How it proves itself.
     pub credentials: Credentials,
     /// What it says of its networks, until it says otherwise.
@@ -466,7 +530,7 @@ fn options(
     network.set_tcp_nodelay(true);
     options
         .set_network_options(network)
-        .set_keep_alive(KEEP_ALIVE_S)
+        .set_keep_alive(connection.keep_alive_s)
         .set_clean_start(true)
         .set_connect_timeout(CONNECT_TIMEOUT)
         .set_outgoing_inflight_upper_limit(UNACKNOWLEDGED_MAX)
@@ -643,12 +707,25 @@ const fn is_busy(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::Busy | ErrorCode::Unavailable)
 }
 
-/// A query as it travels.
+/// A query as it travels, of a photo that was taken then.
 ///
 /// # Errors
 /// [`UplinkError::Encode`].
-pub fn message(query: &Query) -> Result<Vec<u8>, UplinkError> {
-    cbor(query)
+pub fn message(mut query: Query, taken: Taken) -> Result<Vec<u8>, UplinkError> {
+    (query.taken_at, query.uptime_ms) = match taken {
+        Taken::At(ms) => (Some(ms), None),
+        Taken::Uptime { ms, .. } => (None, Some(ms)),
+        Taken::Unknown => (None, None),
+    };
+    cbor(&query)
+}
+
+/// The same query, of which more is known by now.
+///
+/// # Errors
+/// [`UplinkError::Encode`], where it is none.
+pub fn dated(message: &[u8], taken: Taken) -> Result<Vec<u8>, UplinkError> {
+    self::message(from_cbor(message).map_err(UplinkError::Encode)?, taken)
 }
 
 /// Which query the bytes answer, by the correlation data or by their own word, and what they say.
@@ -689,7 +766,7 @@ fn cbor<T: Serialize>(message: &T) -> Result<Vec<u8>, UplinkError> {
     Ok(bytes)
 }
 
-pub(super) fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(format!("{} bytes, and at most {MESSAGE_BYTES_MAX} are read", bytes.len()));
     }

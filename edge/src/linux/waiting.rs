@@ -8,22 +8,20 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use glimpse_protocol::QueryId;
 use glimpse_protocol::device::Outbox;
 use thiserror::Error;
 
-use super::journal::{Folder, Journal, Limits};
+use super::journal::{Folder, Journal, Limits, Now};
+use super::time::Times;
 
 /// How long an answer is waited for before a query is written down.
 pub const GRACE: Duration = Duration::from_secs(1);
 
 /// Queries that are written within this time are brought to the disk together: each time costs the flash a block.
 pub const TOGETHER: Duration = Duration::from_millis(250);
-
-/// A clock that says less has not been set: seconds from 1970 to 2024.
-const CLOCK_IS_SET: u64 = 1_704_067_200;
 
 /// An outbox that cannot be used.
 #[derive(Debug, Error)]
@@ -74,7 +72,7 @@ impl Waiting {
     /// Writes a query down; false where the disk does not take it.
     pub fn keep(&mut self, id: QueryId, body: &[u8]) -> bool {
         self.expire();
-        let pushed = self.journal.push(id, now().unwrap_or(0), body);
+        let pushed = self.journal.push(id, now(), body);
         let Some(dropped) = self.tell(pushed) else { return false };
         if !dropped.is_empty() {
             tracing::error!(
@@ -153,9 +151,8 @@ impl Waiting {
     }
 
     fn expire(&mut self) {
-        let Some(now) = now() else { return };
         // It says nothing of whether the disk works: mostly there is nothing to remove. What cannot be is tried again by `sync`.
-        if let Ok(expired) = self.journal.expire(now)
+        if let Ok(expired) = self.journal.expire(now())
             && !expired.is_empty()
         {
             tracing::error!(
@@ -184,8 +181,7 @@ impl Waiting {
     }
 }
 
-/// Seconds since 1970, where the clock has been set.
-fn now() -> Option<u64> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
-    (now >= CLOCK_IS_SET).then_some(now)
+fn now() -> Now {
+    let times = Times::now();
+    Now { wall: times.wall_ms().map(|ms| ms / 1000), uptime: times.uptime_ms / 1000 }
 }

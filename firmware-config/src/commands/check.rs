@@ -251,6 +251,15 @@ fn table(device: &Device) -> String {
         ),
         ("actions", actions(device)),
         ("button", device.button.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)),
+        (
+            "link",
+            device.queries_per_minute.map_or_else(
+                || format!("silent for at most {} s, as many queries as photos", device.keep_alive),
+                |count| {
+                    format!("silent for at most {} s, at most {count} queries a minute", device.keep_alive)
+                },
+            ),
+        ),
     ];
     rows.map(|(key, value)| format!("  {key:<9} {}\n", shown(&value))).concat()
 }

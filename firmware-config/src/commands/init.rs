@@ -110,6 +110,12 @@ pub struct InitArgs {
     /// Line of a button; with :low where the line is low while it is pressed
     #[arg(long, value_name = "gpiochipN:LINE")]
     pub button: Option<GpioLine>,
+    /// Seconds for which the connection may be silent
+    #[arg(long, value_name = "SECONDS", value_parser = device::keep_alive_of_text, default_value_t = Device::KEEP_ALIVE_DEFAULT)]
+    pub keep_alive: u16,
+    /// How many queries the device sends in any minute at most [default: no limit]
+    #[arg(long, value_name = "N", value_parser = device::queries_per_minute_of_text)]
+    pub queries_per_minute: Option<u16>,
     /// Replaces a file that is there
     #[arg(long)]
     pub force: bool,
@@ -170,6 +176,8 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         outbox: outbox.as_ref(),
         actions: &actions,
         button: args.button.as_ref(),
+        keep_alive: args.keep_alive,
+        queries_per_minute: args.queries_per_minute,
     };
     let text = device_toml(&settings)?;
     write_whole(&args.file, &text, args.force)?;

@@ -7,10 +7,12 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use glimpse_embedder::{Embedder, SpaceBundle};
-use glimpse_quantizer::Expansion;
+use glimpse_protocol::{Codec, SpaceId};
+use glimpse_quantizer::{Codebook, Expansion};
 use serde::Serialize;
 
 use super::SightOptions;
+use crate::evaluation::codecs::{Arrived, arrived, read_codebook};
 use crate::evaluation::expansion::expanded;
 use crate::evaluation::{DataSet, Figures, evaluate};
 use crate::features::{Extraction, Features, Sight};
@@ -72,6 +74,9 @@ pub struct Eval {
     /// Expand each gallery photo by its N nearest others first (database-side augmentation).
     #[arg(long, value_name = "N")]
     augment: Option<usize>,
+    /// Also send the query network's embeddings through each codec of the device, and say what it loses and how large its messages are.
+    #[arg(long, requires = "bundle")]
+    codecs: bool,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -102,6 +107,18 @@ struct Report {
     /// Asymmetric over symmetric, of the main figure, for each setting.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     retention: Vec<f64>,
+    /// The query network's embeddings as they travel, against the gallery network.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    codecs: Vec<Travelled>,
+}
+
+/// What a codec makes of the queries.
+#[derive(Serialize)]
+struct Travelled {
+    codec: &'static str,
+    /// The largest message, in bytes of MQTT payload.
+    message_bytes: usize,
+    figures: Vec<Figures>,
 }
 
 /// What is compared: features of the same data set.
@@ -111,6 +128,8 @@ struct Sides<'a> {
     teacher_queries: Option<&'a dyn Rows>,
     queries: Option<&'a dyn Rows>,
     query_gallery: Option<&'a dyn Rows>,
+    /// The space that the queries travel in, and its codebook, where codecs are judged.
+    travel: Option<(SpaceId, Codebook)>,
 }
 
 impl Eval {
@@ -164,6 +183,7 @@ impl Eval {
             teacher_queries: teacher_queries.as_ref().map(|rows| rows as &dyn Rows),
             queries: queries.as_ref().map(|rows| rows as &dyn Rows),
             query_gallery: query_gallery.as_ref().map(|rows| rows as &dyn Rows),
+            travel: None,
         })
     }
 
@@ -197,6 +217,8 @@ impl Eval {
         let [gallery, query_gallery] = [gallery, query_gallery].map(|features| kept(features, &rows));
         let [teacher_queries, queries] =
             [teacher_queries, queries].map(|features| kept(features, &query_rows));
+        let travel =
+            if self.codecs { Some((bundle.space, read_codebook(&bundle.codebook())?)) } else { None };
         let rows = |values| InMemory { values, dimension: bundle.dimension };
         self.judge(&Sides {
             data: &data,
@@ -204,6 +226,7 @@ impl Eval {
             teacher_queries: Some(&rows(&teacher_queries)),
             queries: Some(&rows(&queries)),
             query_gallery: Some(&rows(&query_gallery)),
+            travel,
         })
     }
 
@@ -273,7 +296,16 @@ impl Eval {
         let main = |figures: &Figures| figures.values.first().map_or(f64::NAN, |(_, value)| *value);
         let pairs = symmetric.iter().flatten().zip(asymmetric.iter().flatten());
         let retention = pairs.map(|(symmetric, asymmetric)| main(asymmetric) / main(symmetric)).collect();
-        Ok(Report { gallery: gallery.count(), symmetric, asymmetric, query_on_both_sides, retention })
+        let mut codecs = Vec::new();
+        if let (Some((space, codebook)), Some(queries)) = (&sides.travel, sides.queries) {
+            for codec in Codec::ALL {
+                let Arrived { rows, message_bytes } = arrived(queries, codec, codebook, *space)?;
+                let rows = InMemory { values: &rows, dimension };
+                let figures = self.evaluate(sides.data, &rows, &gallery, "ranking, by codec")?;
+                codecs.push(Travelled { codec: codec.name(), message_bytes, figures });
+            }
+        }
+        Ok(Report { gallery: gallery.count(), symmetric, asymmetric, query_on_both_sides, retention, codecs })
     }
 
     /// By the protocol, after what `--augment` and `--expand` say. Both look at every gallery photo for each vector, in memory.
@@ -333,6 +365,18 @@ impl Eval {
                     100.0 * retention,
                     names[0]
                 )?;
+            }
+            writeln!(out)?;
+            if report.codecs.is_empty() {
+                continue;
+            }
+            writeln!(out, "| codec | bytes of a message | {} |", names.join(" | "))?;
+            writeln!(out, "|---|---|{}", "---|".repeat(names.len()))?;
+            for Travelled { codec, message_bytes, figures } in &report.codecs {
+                let Some(figures) = figures.get(place) else { continue };
+                let values: Vec<String> =
+                    figures.values.iter().map(|(_, value)| format!("{value:.4}")).collect();
+                writeln!(out, "| {codec} | {message_bytes} | {} |", values.join(" | "))?;
             }
             writeln!(out)?;
         }

@@ -5,6 +5,7 @@
 //! - [`measures`]: numbers from those ranks.
 //! - [`expansion`]: queries and galleries expanded by their neighbours first.
 
+pub mod codecs;
 mod dataset;
 pub mod expansion;
 pub mod measures;

@@ -274,6 +274,7 @@ mod tests {
             device: "door-1".parse().unwrap(),
             space: SPACE,
             expiry: Duration::from_secs(1),
+            keep_alive_s: 60,
             has_status: false,
             credentials: Credentials::default(),
             presence: Presence::default(),

@@ -188,7 +188,7 @@ impl Ledger {
             if rng.random_bool(0.6) {
                 let query = self.next;
                 self.next += 1;
-                if let Ok(dropped) = journal.push(id(query), 0, &body_of(query)) {
+                if let Ok(dropped) = journal.push(id(query), Now::default(), &body_of(query)) {
                     assert!(dropped.is_empty());
                     pushed.insert(query);
                 } else {
@@ -272,7 +272,7 @@ fn the_oldest_are_dropped_for_new_ones_and_the_disk_is_bounded() {
     let body = vec![7; BODY_BYTES_MAX];
     let mut dropped = Vec::new();
     for query in 0..500 {
-        dropped.extend(journal.push(id(query), 0, &body).unwrap().into_iter().map(number));
+        dropped.extend(journal.push(id(query), Now::default(), &body).unwrap().into_iter().map(number));
         assert!(journal.bytes() <= BYTES_MIN, "{} bytes", journal.bytes());
         let on_disk: usize = disk.0.borrow().files.values().map(|(bytes, _)| bytes.len()).sum();
         assert_eq!(journal.bytes(), on_disk as u64);
@@ -281,20 +281,50 @@ fn the_oldest_are_dropped_for_new_ones_and_the_disk_is_bounded() {
     assert_eq!(dropped, (0..500 - journal.len() as u64).collect::<Vec<_>>());
     assert!(journal.len() > 40, "{}", journal.len());
     assert_eq!(number(journal.take().unwrap().0), dropped.len() as u64);
-    assert!(journal.push(id(999), 0, &[body, vec![0]].concat()).is_err());
+    assert!(journal.push(id(999), Now::default(), &[body, vec![0]].concat()).is_err());
+}
+
+const fn at(wall: u64, uptime: u64) -> Now {
+    Now { wall: if wall == 0 { None } else { Some(wall) }, uptime }
 }
 
 #[test]
-fn what_waits_too_long_is_dropped() {
+fn queries_that_waited_for_too_long_are_dropped_whatever_the_clock_does() {
     let (mut journal, _) = Journal::open(Simulated::new(4), LIMITS).unwrap();
-    for (query, time) in [(1, 1000), (2, 1500), (3, 0), (4, 2000)] {
-        journal.push(id(query), time, b"").unwrap();
+    // The clock is not set at first, then is, then is set wrongly and back.
+    for (query, now) in
+        [(1, at(0, 10)), (2, at(1_900_000_000, 20)), (3, at(9_900_000_000, 30)), (4, at(0, 40))]
+    {
+        journal.push(id(query), now, b"").unwrap();
+        assert_eq!(journal.expire(now).unwrap(), []);
     }
-    assert_eq!(journal.expire(4601).unwrap(), [id(1)]);
-    assert_eq!(journal.expire(4600).unwrap(), []);
-    // One of an unknown time waits, and those behind it with it.
-    assert_eq!(journal.expire(99_999).unwrap(), [id(2)]);
-    assert_eq!((journal.len(), journal.dropped()), (2, 2));
+    assert_eq!(journal.expire(at(1_900_000_000, 3610)).unwrap(), []);
+    assert_eq!(journal.expire(at(0, 3611)).unwrap(), [id(1)]);
+    assert_eq!(journal.expire(at(5, 3630)).unwrap(), [id(2)]);
+    assert_eq!(journal.expire(at(9_900_000_000, 3640)).unwrap(), [id(3)]);
+    assert_eq!(journal.expire(at(9_900_000_000, 9999)).unwrap(), [id(4)]);
+    assert_eq!((journal.len(), journal.dropped()), (0, 4));
+}
+
+#[test]
+fn after_a_restart_ages_are_known_once_a_clock_is_trusted() {
+    let disk = Simulated::new(4);
+    let (mut journal, _) = Journal::open(disk.clone(), LIMITS).unwrap();
+    for (query, wall) in [(1, 0), (2, 10_000), (3, 12_000), (4, 20_000)] {
+        journal.push(id(query), at(wall, 5), b"").unwrap();
+    }
+    journal.sync().unwrap();
+    let (mut journal, _) = Journal::open(disk, LIMITS).unwrap();
+    // The machine was off for an unknown time.
+    assert_eq!(journal.expire(at(0, 3)).unwrap(), []);
+    // One waits for longer than allowed since 10 000, which stands behind one of an unknown age.
+    assert_eq!(journal.expire(at(13_601, 103)).unwrap(), [id(2)]);
+    // What was known once stays known; a clock that goes forward afterwards drops nothing.
+    assert_eq!(journal.expire(at(9_000_000, 104)).unwrap(), []);
+    assert_eq!(journal.expire(at(0, 2103)).unwrap(), [id(3)]);
+    // The first, and one that claims to come from after now.
+    assert_eq!(journal.expire(at(0, 3603)).unwrap(), []);
+    assert_eq!(journal.expire(at(0, 3604)).unwrap(), [id(1), id(4)]);
 }
 
 #[test]
@@ -306,7 +336,7 @@ fn a_journal_in_a_folder_is_there_again() {
     let second = Folder::open(&place.path().join("outbox")).unwrap_err();
     assert!(second.to_string().contains("another program"), "{second}");
     for query in 0..5 {
-        journal.push(id(query), 9, b"a query").unwrap();
+        journal.push(id(query), Now::default(), b"a query").unwrap();
     }
     assert!(journal.finish(id(1)).unwrap() && !journal.finish(id(1)).unwrap());
     journal.sync().unwrap();
@@ -328,7 +358,7 @@ fn a_journal_in_a_folder_is_there_again() {
     std::fs::create_dir(place.path().join("outbox/00000100.queries")).unwrap();
     let (mut journal, found) = open();
     assert_eq!(found, Found { unreadable: 1, ..Found::default() });
-    journal.push(id(9), 9, b"a query").unwrap();
+    journal.push(id(9), Now::default(), b"a query").unwrap();
     assert_eq!(number(journal.take().unwrap().0), 9);
 }
 
@@ -340,7 +370,7 @@ proptest! {
         let disk = Simulated::new(5);
         let (mut journal, _) = Journal::open(disk.clone(), LIMITS).unwrap();
         for query in 0..queries {
-            journal.push(id(query), 0, &[query as u8; 50]).unwrap();
+            journal.push(id(query), Now::default(), &[query as u8; 50]).unwrap();
         }
         journal.sync().unwrap();
         for (place, bit) in &flips {
@@ -364,6 +394,6 @@ proptest! {
         disk.0.borrow_mut().files.insert(7, (bytes.clone(), bytes.len()));
         let (mut journal, found) = Journal::open(disk, LIMITS).unwrap();
         prop_assert_eq!((found.waiting, found.cut_off), (0, bytes.len() as u64));
-        prop_assert!(journal.push(id(1), 0, b"one").is_ok());
+        prop_assert!(journal.push(id(1), Now::default(), b"one").is_ok());
     }
 }

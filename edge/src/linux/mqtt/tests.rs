@@ -74,6 +74,40 @@ fn connection_errors_say_what_to_do() {
 }
 
 #[test]
+fn a_certificate_that_is_not_valid_now_is_told_with_the_devices_clock() {
+    let (server, device) = ("mqtts://a:8883".parse().unwrap(), DeviceId::new("door").unwrap());
+    for (problem, expected) in
+        [(CertificateError::NotValidYet, "not valid yet"), (CertificateError::Expired, "no longer valid")]
+    {
+        let error = rustls::Error::InvalidCertificate(problem);
+        for error in
+            [TlsError::TLS(error.clone()), TlsError::Io(io::Error::new(io::ErrorKind::InvalidData, error))]
+        {
+            let error = UplinkError::from_rumqttc(ConnectionError::Tls(error), &server, &device);
+            let text = error.to_string();
+            assert!(text.contains(expected) && text.contains("this device's clock says (20"), "{text}");
+        }
+    }
+    let early = UplinkError::NotNow {
+        server: server.clone(),
+        problem: "not valid yet",
+        clock_ms: 61_000,
+        is_trusted: false,
+    };
+    assert_eq!(
+        early.to_string(),
+        "no TLS to mqtts://a:8883: a certificate is not valid yet at the time that this device's clock says \
+         (1970-01-01T00:01:01Z): nobody has set this clock yet, so wait for the time from the network, or set it"
+    );
+    assert_eq!(early.kind(), ErrorKind::Unavailable, "it mends itself");
+    let other = ConnectionError::Tls(TlsError::TLS(rustls::Error::InvalidCertificate(
+        CertificateError::UnknownIssuer,
+    )));
+    assert!(matches!(UplinkError::from_rumqttc(other, &server, &device), UplinkError::Untrusted { .. }));
+    assert!(shown(u64::MAX).to_string().starts_with("9999"));
+}
+
+#[test]
 fn an_address_without_a_server_is_refused_and_tried_again() {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -83,6 +117,7 @@ fn an_address_without_a_server_is_refused_and_tried_again() {
         space: SpaceId::from_bytes([1; 16]),
         expiry: Duration::from_secs(5),
         has_status: true,
+        keep_alive_s: 60,
         credentials: Credentials::default(),
         presence: Presence::default(),
         updating: Updating::default(),
