@@ -18,7 +18,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-arm-embedder edge-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed soak bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo test test-arm test-arm-embedder edge-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -88,6 +88,10 @@ bench-embed: weights ## the embedder beside ONNX Runtime, on this machine and on
 	$(TARGET)/release/glimpse-trainer import --network mobilenet-v2 --weights data/weights/mobilenetv2.pt --size 224 \
 		--out $(CACHE)/bench-embed/mobilenet-v2/raw.onnx
 	PYTHON=$(PYTHON) CARGO="$(CARGO)" embedder/bench/run.sh $(TARGET)/release/examples/bench_embed $(CACHE)/bench-embed target/reports/embed.json
+
+bench-edge: ## what a device takes, and five hundred pulled plugs, into target/reports/edge.json (five minutes; ARM too after `make edge-arm`)
+	$(CARGO) build --release --workspace --bins
+	$(TARGET)/release/glimpse-edge-bench --out target/reports/edge.json
 
 soak: mosquitto ## servers and brokers through half an hour of load, restarts and bad manners, into target/reports/soak.json (MINUTES=30)
 	$(CARGO) build --release --workspace --bins

@@ -17,6 +17,8 @@
 //! - [`soak`]: half an hour of devices, restarts and bad manners, for `make soak`.
 //! - [`mosquitto`]: a broker that is not ours.
 //! - [`link`]: a network that loses, stalls and breaks.
+//! - [`plugs`]: devices that are killed at random moments.
+//! - [`emulated`]: `glimpse-edge` for ARM, in an emulator.
 //! - [`demo`]: what `make demo` runs.
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
@@ -26,11 +28,14 @@ pub mod browser;
 pub mod demo;
 pub mod device;
 pub mod durability;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod emulated;
 pub mod fixture;
 pub mod foreign;
 pub mod link;
 pub mod load;
 pub mod mosquitto;
+pub mod plugs;
 pub mod programs;
 pub mod queries;
 pub mod server;

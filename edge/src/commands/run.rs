@@ -157,6 +157,10 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     tracing::info!(device = %name, server = %device.server, camera = %device.camera, trigger = %device.trigger, space = %model.space(), "started");
     let uplink = MqttUplink::start(connection, host::jitter()?)?;
     let waker = uplink.waker();
+    actions.on_idle({
+        let waker = waker.clone();
+        move || waker.wake()
+    });
     if let Some(updater) = updater {
         updater.spawn(&updating, listening, uplink.link())?;
     }
@@ -192,6 +196,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         actions,
         unknown_below: device.actions.unknown_below,
         fresh: VecDeque::new(),
+        held: VecDeque::new(),
         again: VecDeque::new(),
         is_dated: Times::now().is_trusted,
         once,
@@ -351,6 +356,8 @@ struct Running {
     unknown_below: Option<f32>,
     /// Queries in the session that are not on the disk yet, and since when.
     fresh: VecDeque<(QueryId, Instant)>,
+    /// Outcomes that wait for the actions of others, oldest first: on the disk their queries have none yet.
+    held: VecDeque<(QueryId, Outcome)>,
     /// Queries on the disk that got no reply, and when they are sent again.
     again: VecDeque<(Instant, QueryId, Pending)>,
     /// Whether the clock is trusted, so that no query waits for its time.
@@ -360,6 +367,9 @@ struct Running {
     ended: bool,
     failures: u64,
 }
+
+/// Outcomes that wait for the actions of others, at most: as many as those queries that wait in memory.
+const HELD: usize = OUTBOX;
 
 /// How long a query that got no reply rests before it is sent again.
 const REST: Duration = Duration::from_secs(10);
@@ -403,9 +413,10 @@ impl Running {
     fn turns(&mut self) -> anyhow::Result<()> {
         loop {
             self.take_captured()?;
+            self.let_go()?;
             self.date();
             self.tend()?;
-            if self.stop.asked() || (self.ended && self.session.unanswered() == 0) {
+            if self.stop.asked() || (self.ended && self.session.unanswered() == 0 && self.held.is_empty()) {
                 return Ok(());
             }
             let soon = !self.fresh.is_empty()
@@ -519,6 +530,39 @@ impl Running {
         lost
     }
 
+    /// Whether an outcome has to wait for the actions of others: a power cut would take what waits in memory, and on the disk it
+    /// would be done. Where too many wait, the oldest do there, and are dropped there.
+    fn is_to_be_held(&self) -> bool {
+        self.waiting.is_some() && self.held.len() < HELD && (self.actions.is_busy() || !self.held.is_empty())
+    }
+
+    /// Whether a query is on the disk now.
+    fn keep(&mut self, id: QueryId, pending: &Pending) -> bool {
+        self.fresh.retain(|(fresh, _)| *fresh != id);
+        let waiting = self.waiting.as_mut();
+        waiting.is_some_and(|waiting| waiting.has(id) || waiting.keep_sent(id, &pending.to_bytes()))
+    }
+
+    /// Acts upon what was held, one by one.
+    fn let_go(&mut self) -> anyhow::Result<()> {
+        while (!self.actions.is_busy() || self.held.len() >= HELD)
+            && let Some((id, outcome)) = self.held.pop_front()
+        {
+            self.conclude(id, &outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down that a query has its outcome, and acts upon it.
+    fn conclude(&mut self, id: QueryId, outcome: &Outcome) -> anyhow::Result<()> {
+        if self.is_done(id) {
+            self.print(outcome)?;
+        } else {
+            tracing::error!(query_id = %id, "answered, but not acted upon: it waits for a disk that works");
+        }
+        Ok(())
+    }
+
     /// Whether the outcome of a query may be acted upon.
     fn is_done(&mut self, id: QueryId) -> bool {
         self.fresh.retain(|(fresh, _)| *fresh != id);
@@ -559,10 +603,12 @@ impl Running {
                     let unknown = output::is_unknown(&reply, below);
                     Answered { reply, reply_time, attempts, bytes, unknown }
                 });
-                if self.is_done(id) {
-                    self.print(&payload.came_to(id, result))?;
+                let is_kept = self.is_to_be_held() && self.keep(id, &payload);
+                let outcome = payload.came_to(id, result);
+                if is_kept {
+                    self.held.push_back((id, outcome));
                 } else {
-                    tracing::error!(query_id = %id, "answered, but not acted upon: it waits for a disk that works");
+                    self.conclude(id, &outcome)?;
                 }
             }
             Event::GivenUp { id, payload, reason, .. } => self.given_up(id, payload, reason)?,
@@ -572,11 +618,7 @@ impl Running {
 
     /// A query on the disk has time.
     fn given_up(&mut self, id: QueryId, payload: Pending, reason: GiveUp) -> anyhow::Result<()> {
-        self.fresh.retain(|(fresh, _)| *fresh != id);
-        let kept = self
-            .waiting
-            .as_mut()
-            .is_some_and(|waiting| waiting.has(id) || waiting.keep_sent(id, &payload.to_bytes()));
+        let kept = self.keep(id, &payload);
         let failure = self.server.gave_up(reason);
         if kept && self.once {
             self.failures += 1;

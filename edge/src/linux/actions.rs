@@ -11,7 +11,9 @@
 //! all where the power goes before. Each kind has a thread and a bounded queue of its own, so that a program or host that hangs
 //! delays neither replies nor the others. Where one is behind, the oldest outcomes are dropped for new ones, and it is said how many.
 //!
-//! What is deliberately absent: a shell, and outcomes that wait on the disk for a host that is away. Whoever must not miss one has
+//! A device with an outbox hands over one outcome at a time ([`Actions::is_busy`]); the rest wait there.
+//!
+//! What is deliberately absent: a shell, and more than a few attempts at a host that is away. Whoever must not miss an outcome has
 //! the answers of the server itself.
 
 use std::io;
@@ -144,6 +146,18 @@ impl Actions {
         for worker in &self.workers {
             worker.queue.push(Arc::clone(&told));
         }
+    }
+
+    /// Calls `told` each time that one of them has nothing to do any more.
+    pub fn on_idle(&self, told: impl Fn() + Clone + Send + Sync + 'static) {
+        for worker in &self.workers {
+            worker.queue.on_idle(Box::new(told.clone()));
+        }
+    }
+
+    /// Whether an outcome is still acted upon: one more would wait behind it, and would be lost where the power goes.
+    pub fn is_busy(&self) -> bool {
+        self.workers.iter().any(|worker| worker.queue.is_busy())
     }
 
     /// Whether so much waits that who can wait should.

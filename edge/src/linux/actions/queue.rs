@@ -1,7 +1,8 @@
 //! Outcomes on their way to one worker: bounded, and the oldest go for new ones.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Outcomes that wait, at most.
@@ -33,11 +34,28 @@ struct State {
 
 /// The queue; clones are the same one.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Queue(Arc<(Mutex<State>, Condvar)>);
+pub(super) struct Queue(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Told when the worker has nothing to do.
+    on_idle: OnceLock<OnIdle>,
+}
+
+/// Hears that a worker has nothing to do.
+pub(super) type OnIdle = Box<dyn Fn() + Send + Sync>;
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
+    }
+}
 
 impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Never waits; drops the oldest where there is no room.
@@ -52,13 +70,20 @@ impl Queue {
             }
         }
         drop(state);
-        self.0.1.notify_all();
+        self.0.changed.notify_all();
     }
 
     /// The next one, and how many were dropped before it; `None` at the end. What was taken before counts as done.
     pub(super) fn next(&self) -> Option<(Arc<Told>, u64)> {
         let mut state = self.state();
         state.is_busy = false;
+        if state.items.is_empty()
+            && let Some(told) = self.0.on_idle.get()
+        {
+            drop(state);
+            told();
+            state = self.state();
+        }
         loop {
             if let Some(told) = state.items.pop_front() {
                 state.bytes -= told.json.len();
@@ -66,11 +91,22 @@ impl Queue {
                 return Some((told, std::mem::take(&mut state.dropped)));
             }
             if state.is_closed {
-                self.0.1.notify_all();
+                self.0.changed.notify_all();
                 return None;
             }
-            state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Calls `told` each time that the worker has nothing to do; the first to say so is the one.
+    pub(super) fn on_idle(&self, told: OnIdle) {
+        let _ = self.0.on_idle.set(told);
+    }
+
+    /// Whether something waits, or is in hand.
+    pub(super) fn is_busy(&self) -> bool {
+        let state = self.state();
+        state.is_busy || !state.items.is_empty()
     }
 
     pub(super) fn is_behind(&self) -> bool {
@@ -81,7 +117,7 @@ impl Queue {
     /// Nothing more comes.
     pub(super) fn close(&self) {
         self.state().is_closed = true;
-        self.0.1.notify_all();
+        self.0.changed.notify_all();
     }
 
     /// Nothing more is to be done. Returns how many are not.
@@ -91,7 +127,7 @@ impl Queue {
         state.items.clear();
         (state.bytes, state.is_closed, state.is_abandoned) = (0, true, true);
         drop(state);
-        self.0.1.notify_all();
+        self.0.changed.notify_all();
         left
     }
 
@@ -109,7 +145,7 @@ impl Queue {
             if left.is_zero() {
                 return false;
             }
-            state = self.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
@@ -123,7 +159,7 @@ impl Queue {
             if left.is_zero() {
                 return true;
             }
-            state = self.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         false
     }
