@@ -452,15 +452,30 @@ impl Running {
 
     /// A query goes to the disk at once where it cannot be sent at once.
     fn captured(&mut self, id: QueryId, pending: Pending) -> anyhow::Result<()> {
-        if let Some(waiting) = &mut self.waiting {
+        if let Some(mut waiting) = self.waiting.take() {
             let at_once =
                 self.session.is_connected() && waiting.is_empty() && self.session.unanswered() < IN_FLIGHT;
-            if !at_once && waiting.keep(id, &pending.to_bytes()) {
+            if !at_once {
+                // Those before it stand before it there, too.
+                self.write_fresh(&mut waiting, Duration::ZERO);
+            }
+            let is_kept = !at_once && waiting.keep(id, &pending.to_bytes());
+            self.waiting = Some(waiting);
+            if is_kept {
                 return Ok(());
             }
             self.fresh.push_back((id, Instant::now()));
         }
         self.submit(id, pending)
+    }
+
+    /// Writes down what is being sent for so long without an answer.
+    fn write_fresh(&mut self, waiting: &mut Waiting, wait: Duration) {
+        while let Some((id, _)) = self.fresh.pop_front_if(|(_, since)| since.elapsed() >= wait) {
+            if let Some((_, pending)) = self.session.queries().find(|(query, _)| *query == id) {
+                waiting.keep_sent(id, &pending.to_bytes());
+            }
+        }
     }
 
     /// Once the clock is trusted, all queries here get their times.
@@ -488,14 +503,7 @@ impl Running {
     /// Moves queries between session and disk.
     fn tend(&mut self) -> anyhow::Result<()> {
         let Some(mut waiting) = self.waiting.take() else { return Ok(()) };
-        while let Some((id, since)) = self.fresh.front().copied()
-            && since.elapsed() >= GRACE
-        {
-            self.fresh.pop_front();
-            if let Some((_, pending)) = self.session.queries().find(|(query, _)| *query == id) {
-                waiting.keep_sent(id, &pending.to_bytes());
-            }
-        }
+        self.write_fresh(&mut waiting, GRACE);
         let mut result = Ok(());
         while let Some((_, id, pending)) = self.again.pop_front_if(|(due, ..)| *due <= Instant::now()) {
             result = result.and(self.submit(id, pending));
@@ -574,6 +582,7 @@ impl Running {
             Event::Connected => {
                 tracing::info!(server = %self.server.address, "connected");
                 self.server.away = None;
+                self.rested();
             }
             Event::Disconnected(error) => {
                 // Once, and then only what somebody has to change.
@@ -614,6 +623,14 @@ impl Running {
             Event::GivenUp { id, payload, reason, .. } => self.given_up(id, payload, reason)?,
         }
         Ok(())
+    }
+
+    /// What got no reply over the last connection goes over this one at once, before all that came later.
+    fn rested(&mut self) {
+        let Some(waiting) = &self.waiting else { return };
+        let now = Instant::now();
+        self.again.iter_mut().for_each(|(due, ..)| *due = now);
+        self.again.make_contiguous().sort_by_key(|(_, id, _)| waiting.place(*id));
     }
 
     /// A query on the disk has time.

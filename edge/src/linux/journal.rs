@@ -290,9 +290,14 @@ impl<D: Disk> Journal<D> {
         }
     }
 
+    /// How many queries that wait came before this one; `None` where it does not wait.
+    pub fn place(&self, id: QueryId) -> Option<usize> {
+        self.waiting.iter().position(|entry| entry.id == id)
+    }
+
     /// Whether a query waits.
     pub fn has(&self, id: QueryId) -> bool {
-        self.waiting.iter().any(|entry| entry.id == id)
+        self.place(id).is_some()
     }
 
     /// A query has its outcome; false where none like it waits.

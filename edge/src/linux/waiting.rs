@@ -135,6 +135,11 @@ impl Waiting {
         self.journal.has(id)
     }
 
+    /// How many queries on the disk came before this one, which is there.
+    pub fn place(&self, id: QueryId) -> Option<usize> {
+        self.journal.place(id)
+    }
+
     /// Queries that are not being sent.
     pub const fn left(&self) -> usize {
         self.journal.left()
