@@ -36,12 +36,11 @@ test: python-packages weights browser mosquitto ## every test: units, programs e
 	$(MAKE) --no-print-directory test-arm
 
 test-arm: ## the tests of quantizer and kernels for 64-bit ARM (what is written for NEON) in an emulator, fetched by apt and installed nowhere
-	CARGO="$(CARGO)" tools/arm/test.sh
+	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/test.sh
 
-# Packages and features as in tools/arm/edge.sh, with which it shares the engine.
-test-arm-embedder: ## the own tests of embedder and device program there too: operators against the engine's (half an hour to build the first time)
-	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/cargo.sh test --release -p glimpse-edge -p glimpse-embedder \
-		--features glimpse-embedder/onnxruntime --lib --tests
+# With the feature, for `bench-embed` has it: then the engine is built once for both.
+test-arm-embedder: ## the embedder's own tests there too: its operators against the engine's (half an hour to build the first time)
+	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/cargo.sh test --release -p glimpse-embedder --features onnxruntime --lib --tests
 
 edge-arm: ## glimpse-edge for aarch64 and armv7 and a Debian package of each, into target/edge (an hour to build the first time)
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/edge.sh target/edge

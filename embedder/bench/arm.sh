@@ -27,9 +27,7 @@ if [ ! -e "$cache/aarch64/.done-$version" ]; then
 fi
 library="$cache/aarch64/unpacked/onnxruntime/capi/libonnxruntime.so.$version"
 
-# Packages and features as in tools/arm/edge.sh, with which it shares the engine.
-tools/arm/cargo.sh build --release -p glimpse-edge -p glimpse-embedder --features glimpse-embedder/onnxruntime \
-    --example bench_embed >&2
+tools/arm/cargo.sh build --release -p glimpse-embedder --features onnxruntime --example bench_embed >&2
 program="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/target-arm/aarch64-unknown-linux-gnu/release/examples/bench_embed"
 
 # ONNX Runtime asks the system for the processor, and gives up where it finds nothing.

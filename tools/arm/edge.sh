@@ -21,15 +21,12 @@ SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || 
 export SOURCE_DATE_EPOCH
 
 for target; do
-    # The selection of `test-arm-embedder` and bench-embed: features are of all packages together, so the engine is built once for
-    # all of them. The example is there for what only it depends on.
-    tools/arm/cargo.sh "$target" build --release -p glimpse-edge -p glimpse-embedder --features glimpse-embedder/onnxruntime \
-        --bin glimpse-edge --example bench_embed ${JOBS:+-j "$JOBS"} >&2
+    tools/arm/cargo.sh "$target" build --profile board -p glimpse-edge --bin glimpse-edge ${JOBS:+-j "$JOBS"} >&2
     case $target in
     aarch64) triple=aarch64-unknown-linux-gnu ;;
     armv7) triple=armv7-unknown-linux-gnueabihf ;;
     esac
-    built="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/target-arm/$triple/release/glimpse-edge"
+    built="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/target-arm/$triple/board/glimpse-edge"
     cp "$built" "$out/.glimpse-edge-$target.new"
     mv "$out/.glimpse-edge-$target.new" "$out/glimpse-edge-$target"
     "$cargo" tree --quiet -p glimpse-edge --target "$triple" --edges normal --prefix none --format '{p}: {l}' |

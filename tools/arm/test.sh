@@ -19,15 +19,8 @@ if [ "$status" = 3 ]; then
 fi
 [ "$status" = 0 ] || exit "$status"
 
-target=aarch64
-# shellcheck source=tools/arm/environment.sh
-. tools/arm/environment.sh
-# There is no C in what is tested here, so the linker is enough.
-export "${variable}_LINKER=$toolchain/usr/bin/aarch64-linux-gnu-ld"
-
-mkdir -p "$CARGO_TARGET_DIR"
-log="$CARGO_TARGET_DIR/test.log"
-"${CARGO:-cargo}" test --release -p glimpse-quantizer -p glimpse-kernels --target "$triple" --no-fail-fast "$@" | tee "$log"
+log="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/test-arm.log"
+tools/arm/cargo.sh test --release -p glimpse-quantizer -p glimpse-kernels --no-fail-fast "$@" | tee "$log"
 
 # A kernel that is not compiled in, or not chosen, would pass unnoticed.
 if grep -rqE 'arch::\{?aarch64' quantizer/src embedder/kernels/src; then

@@ -24,7 +24,7 @@ arm=(libstd-rust-dev:arm64 libc6:arm64 libc6-dev:arm64 libgcc-s1:arm64 libgcc-14
 # everywhere. So the standard library is built from its source, which has what it depends on beside it.
 armv7=(rust-src libc6-armhf-cross libgcc-s1-armhf-cross)
 # Raise when anything below changes what the folder holds.
-layout=2
+layout=3
 space_mb=2000
 
 say() { echo "arm toolchain: $*" >&2; }
@@ -55,9 +55,10 @@ standard_library_armv7() {
         tar -x --no-same-owner -C "$work" --wildcards --strip-components=4 './usr/src/rustc-*/library'
     # A shared one would want a linker.
     sed -i 's/^crate-type = \["dylib", "rlib"\]/crate-type = ["rlib"]/' "$work/library/std/Cargo.toml"
-    # In the repository's folder, for rustup takes the version of cargo from there.
+    # In the repository's folder, for rustup takes the version of cargo from there. With bitcode, for programs that are optimized as
+    # a whole when they are linked.
     (cd "$here/../.." && env -u CARGO_ENCODED_RUSTFLAGS RUSTC="$tree/usr/bin/rustc" RUSTC_BOOTSTRAP=1 \
-        RUSTFLAGS=-Zforce-unstable-if-unmarked CARGO_TARGET_DIR="$work/target" "${CARGO:-cargo}" build --release --offline --locked \
+        RUSTFLAGS="-Zforce-unstable-if-unmarked -Cembed-bitcode=yes" CARGO_TARGET_DIR="$work/target" "${CARGO:-cargo}" build --release --offline --locked \
         --manifest-path "$work/library/Cargo.toml" --config "$work/library/.cargo/config.toml" --target "$triple" -p sysroot \
         --features panic-unwind,backtrace) >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
     cp "$work/target/$triple/release/deps/"*.rlib "$work/$triple/lib/"
