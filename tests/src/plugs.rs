@@ -26,6 +26,9 @@ use crate::workspace;
 /// How long what is left may take at the end.
 const SETTLED: Duration = Duration::from_mins(2);
 
+/// How long a device runs at a time at the end, for what is left and for the last program that it started.
+const TURN: Duration = Duration::from_secs(4);
+
 /// What was done and found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
@@ -148,10 +151,8 @@ impl<'a> Plugged<'a> {
 
     /// Runs the device with a new photo, and pulls its plug.
     fn round(&mut self) -> anyhow::Result<()> {
+        self.clear()?;
         let photos = self.place.join("photos");
-        for old in fs::read_dir(&photos)? {
-            fs::remove_file(old?.path())?;
-        }
         let query = &self.fixture.queries[self.rounds % self.fixture.queries.len()];
         fs::copy(workspace::root().join(&query.photo), photos.join(format!("{:05}.jpg", self.rounds)))?;
         self.rounds += 1;
@@ -172,6 +173,14 @@ impl<'a> Plugged<'a> {
         Ok(())
     }
 
+    /// Takes the photos away.
+    fn clear(&self) -> anyhow::Result<()> {
+        for old in fs::read_dir(self.place.join("photos"))? {
+            fs::remove_file(old?.path())?;
+        }
+        Ok(())
+    }
+
     /// Names of photos whose queries are in the outbox's files, those with an outcome among them.
     fn waiting(&self) -> BTreeSet<String> {
         let files = fs::read_dir(self.place.join("outbox")).into_iter().flatten().flatten();
@@ -188,18 +197,22 @@ impl<'a> Plugged<'a> {
     }
 
     /// Lets everything be answered that is left, and looks at what was done.
-    fn settle(mut self) -> anyhow::Result<Report> {
+    fn settle(self) -> anyhow::Result<Report> {
         self.link.mend();
+        self.clear()?;
         let started = Instant::now();
-        let mut device = self.start()?;
-        while !self.waiting().is_empty() {
+        loop {
+            let before = self.log().len();
+            let mut device = self.start()?;
+            std::thread::sleep(TURN);
+            device.kill()?;
+            device.wait()?;
+            // A device that finds queries in its outbox says so.
+            if !self.log().get(before..).unwrap_or_default().contains("they wait since before") {
+                break;
+            }
             ensure!(started.elapsed() < SETTLED, "queries are left in the outbox: {}", self.log());
-            std::thread::sleep(Duration::from_millis(100));
         }
-        // The last program that it started is given the time to end.
-        std::thread::sleep(Duration::from_secs(1));
-        device.kill()?;
-        device.wait()?;
         let acted = acted(&self.place.join("acted"))?;
         let mut by_id: BTreeMap<&str, usize> = BTreeMap::new();
         for id in acted.iter().filter_map(|acted| acted.id.as_deref()) {
