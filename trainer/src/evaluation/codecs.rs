@@ -67,7 +67,7 @@ mod tests {
         let queries = InMemory { values: &values, dimension };
         // 32 sub-spaces of two dimensions, with a centroid in each quarter.
         let centroids = [-0.1, -0.1, -0.1, 0.1, 0.1, -0.1, 0.1, 0.1].repeat(32);
-        let codebook = Codebook::new(dimension, 32, 4, centroids, None).unwrap();
+        let codebook = Codebook::new(32, 4, dimension, centroids, None).unwrap();
         for (codec, error_max, bytes_max) in
             [(Codec::F32, 0.0, 400), (Codec::F16, 1e-4, 250), (Codec::I8, 1e-3, 180), (Codec::Pq, 0.11, 100)]
         {
