@@ -684,7 +684,7 @@ impl Device {
     pub const CODEC_DEFAULT: Codec = Codec::I8;
     /// The size of photos where none is named: more than networks of 512 px look at, in either direction.
     pub const CAMERA_SIZE_DEFAULT: CameraSize = CameraSize { width: 1280, height: 720 };
-    /// How sharp photos of a live camera have to be where nothing is said; `docs/devices.md` has what was measured.
+    /// How sharp photos of a live camera have to be where nothing is said; `docs/edge.md` has what was measured.
     pub const SHARPNESS_MIN_LIVE: f32 = 0.5;
     /// The matches where no number is named.
     pub const TOP_K_DEFAULT: u16 = 10;

@@ -4,7 +4,7 @@
 //! ICPR 2000, section 2; `LAP4` in the comparison by Pertuz, Puig and Garcia, Pattern Recognition 46(5), 2013, appendix
 //! A.9), divided by the variance of the picture itself, since else it would be low in fog and high in sunshine: both are
 //! squares of the contrast. It is given in hundredths: a good photo has 2 to 100, and one without focus or with shake below
-//! 0.5 (`docs/devices.md` has what was measured).
+//! 0.5 (`docs/edge.md` has what was measured).
 
 use core::fmt;
 

@@ -44,7 +44,7 @@ pub enum VideoError {
         source: io::Error,
     },
     /// It is of another kind.
-    #[error("{path} is no video that can be read: {reason}; see docs/devices.md for how to make one")]
+    #[error("{path} is no video that can be read: {reason}; see docs/edge.md for how to make one")]
     Format {
         /// The file.
         path: PathBuf,
