@@ -15,6 +15,7 @@ use crate::linux::credentials::Credentials;
 use crate::linux::doctor::{self, Finding, files, network, system};
 use crate::linux::host;
 use crate::linux::mqtt::{Connection, Presence};
+use crate::linux::time;
 use crate::linux::update::Updating;
 use crate::ports::Embedder as _;
 
@@ -66,7 +67,7 @@ fn examine(args: RunArgs, root: &Path, tell: &mut dyn FnMut(Finding)) {
         }
     };
     let is_tls = device.as_ref().is_some_and(|device| device.server.is_tls());
-    tell(system::clock(SystemTime::now(), system::is_synchronised(), is_tls));
+    tell(system::clock(SystemTime::now(), time::is_synchronised(), is_tls));
     tell(system::memory(root));
     tell(system::temperature(root));
     if let Some(device) = &device {

@@ -48,7 +48,7 @@ impl Times {
         let clock_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let is_vouched_for = || {
-            kernel_is_synchronised()
+            is_synchronised() == Some(true)
                 || root.join("run/systemd/timesync/synchronized").exists()
                 || was_set_from_a_battery_clock(root)
         };
@@ -95,20 +95,22 @@ fn was_set_from_a_battery_clock(root: &Path) -> bool {
         .any(|set| set.trim() == "1")
 }
 
+/// Whether the kernel's clock is kept right by a time server; `None` where the kernel does not say.
 #[cfg(target_os = "linux")]
-fn kernel_is_synchronised() -> bool {
+pub fn is_synchronised() -> Option<bool> {
     // SAFETY: `timex` is plain numbers, of which zeros are valid; `adjtimex` reads and writes this one alone, and with
     // no bit of `modes` set it changes nothing.
     let (state, status) = unsafe {
         let mut timex: libc::timex = std::mem::zeroed();
         (libc::adjtimex(&raw mut timex), timex.status)
     };
-    state >= 0 && state != libc::TIME_ERROR && status & libc::STA_UNSYNC == 0
+    (state >= 0).then_some(state != libc::TIME_ERROR && status & libc::STA_UNSYNC == 0)
 }
 
+/// No such kernel.
 #[cfg(not(target_os = "linux"))]
-fn kernel_is_synchronised() -> bool {
-    false
+pub const fn is_synchronised() -> Option<bool> {
+    None
 }
 
 /// When a photo was taken, as far as it is known.

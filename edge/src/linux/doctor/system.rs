@@ -43,22 +43,6 @@ pub fn clock(now: SystemTime, is_synchronised: Option<bool>, is_tls: bool) -> Fi
     }
 }
 
-/// Whether the kernel's clock is kept right by a time server.
-pub fn is_synchronised() -> Option<bool> {
-    ntp::is_synchronised()
-}
-
-mod ntp {
-    /// Asks the kernel, and changes nothing.
-    pub(super) fn is_synchronised() -> Option<bool> {
-        // SAFETY: `timex` is made of integers, for which zeros are values; no mode is set, so nothing is changed.
-        let mut state: libc::timex = unsafe { std::mem::zeroed() };
-        // SAFETY: the pointer is to a whole `timex` of our own, which the call fills in.
-        let result = unsafe { libc::adjtimex(&raw mut state) };
-        (result >= 0).then_some(result != libc::TIME_ERROR && state.status & libc::STA_UNSYNC == 0)
-    }
-}
-
 /// A folder that the device writes to, and the room that it may take there.
 pub fn folder(check: &'static str, folder: &Path, megabytes: u64) -> Finding {
     let Some(there) = folder.ancestors().map(or_here).find(|path| path.is_dir()) else {
@@ -276,7 +260,7 @@ mod tests {
         check(&text, Status::Failure, &["2128"]);
         assert!(!text.advice.unwrap().contains("certificate"));
         // Whatever it says here, it says it.
-        assert!(is_synchronised().is_some());
+        assert!(crate::linux::time::is_synchronised().is_some());
     }
 
     #[test]
