@@ -172,9 +172,7 @@ impl Embedder {
     pub fn embed_tensors(&self, tensors: &[Vec<f32>]) -> Vec<Result<Vec<f32>, EmbedError>> {
         let length: usize = self.network.input_shape().iter().product();
         let together = |tensors: &[Vec<f32>]| {
-            if let Some(wrong) = tensors.iter().find(|tensor| tensor.len() != length) {
-                return Err(format!("a tensor of {} values, and its input has {length}", wrong.len()));
-            }
+            tensors.iter().try_for_each(|tensor| self.network.check(tensor))?;
             self.network.run_batch(tensors.len(), |input| {
                 input
                     .chunks_exact_mut(length)

@@ -195,11 +195,18 @@ impl Network {
     /// # Errors
     /// A sentence where the tensor has another length, or the engine fails.
     pub fn run(&self, tensor: &[f32]) -> Result<Vec<f32>, String> {
-        let needed: usize = self.input_shape.iter().product();
-        if tensor.len() != needed {
-            return Err(format!("a tensor of {} values, and its input has {needed}", tensor.len()));
-        }
+        self.check(tensor)?;
         self.run_on(|input| input.copy_from_slice(tensor))
+    }
+
+    /// Whether a tensor has the length of one photo's.
+    pub(crate) fn check(&self, tensor: &[f32]) -> Result<(), String> {
+        let needed: usize = self.input_shape.iter().product();
+        if tensor.len() == needed {
+            Ok(())
+        } else {
+            Err(format!("a tensor of {} values, and its input has {needed}", tensor.len()))
+        }
     }
 
     /// The same on the tensor that `fill` writes, which is the engine's own.
@@ -256,6 +263,7 @@ impl Network {
     /// # Errors
     /// A sentence where the tensor has another length, the engine fails, or it is another engine than tract.
     pub fn profile(&self, tensor: &[f32], runs: usize) -> Result<Profile, String> {
+        self.check(tensor)?;
         match &self.engine {
             Engine::Plan(flat) => Ok(profile::of_plan(&flat.plan, runs.max(1), |before| {
                 flat.run(tensor, before);

@@ -28,6 +28,7 @@ fn a_plan_embeds_as_the_engine_does() {
     for name in ["query.onnx", "query-int8.onnx"] {
         let ours = Embedder::load(&model(name)).unwrap();
         let profile = ours.network().profile(&vec![0.1; 3 * 224 * 224], 1).unwrap();
+        assert!(ours.network().profile(&[0.1; 3], 1).unwrap_err().contains("3 values"));
         let all_ours = profile.operators.iter().all(|operator| operator.operator.starts_with("Glimpse"));
         assert!(all_ours, "{name}: {profile}");
         let engine = Embedder::load_with(&model(name), &EmbedderOptions::engine_alone()).unwrap();
