@@ -4,8 +4,9 @@
 # a state of its own, the packages are unpacked under the cache, and what is dynamic runs with the C library that lies beside it, so
 # that the machine may be older than Debian $release. 230 MB to download, 0.8 GB unpacked.
 #
-# Usage: toolchain.sh [aarch64 | armv7]
-# For armv7 the standard library is compiled here the first time, which takes two minutes.
+# Usage: toolchain.sh [aarch64 | armv7 | thumbv7em]
+# For armv7 the standard library is compiled here the first time, which takes two minutes; for thumbv7em, which has no operating
+# system, what there is of it.
 #
 # Prints the toolchain's folder. Where it cannot be had it prints why instead, and exits with 3.
 # shellcheck disable=SC2016 # what apt and the wrappers expand is in single quotes
@@ -34,7 +35,7 @@ lock() {
     exec 9>"$cache/lock"
     flock --nonblock 9 || { say "waiting for another run that prepares it"; flock 9; }
 }
-case $target in aarch64 | armv7) ;; *) echo "toolchain.sh: $target is no target: aarch64 or armv7" >&2; exit 2 ;; esac
+case $target in aarch64 | armv7 | thumbv7em) ;; *) echo "toolchain.sh: $target is no target: aarch64, armv7 or thumbv7em" >&2; exit 2 ;; esac
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/arm"
 key=$(printf '%s\n' "$release" "${host[@]}" "${arm[@]}" "${armv7[@]}" "$layout" | cksum | cut -d ' ' -f 1)
@@ -42,13 +43,14 @@ tree="$cache/$key"
 
 # Debian's rustc finds it where it looks for those that came as packages. Cargo could build it with each program (`build-std`), but
 # that form of it belongs to one version of cargo.
-standard_library_armv7() {
-    local triple=armv7-unknown-linux-gnueabihf
+standard_library() { # TRIPLE TIME PACKAGE-AND-FEATURES..
+    local triple=$1 time=$2
+    shift 2
     local place="$tree/usr/lib/rustlib/$triple" work="$cache/$key.std"
     [ ! -d "$place" ] || return 0
     lock
     [ ! -d "$place" ] || return 0
-    say "compiling the standard library for armv7 (two minutes)"
+    say "compiling the standard library for $target ($time)"
     rm -rf "$work"
     mkdir -p "$work/$triple/lib"
     dpkg-deb --fsys-tarfile "$tree/rust-src.deb" |
@@ -59,14 +61,18 @@ standard_library_armv7() {
     # a whole when they are linked.
     (cd "$here/../.." && env -u CARGO_ENCODED_RUSTFLAGS RUSTC="$tree/usr/bin/rustc" RUSTC_BOOTSTRAP=1 \
         RUSTFLAGS="-Zforce-unstable-if-unmarked -Cembed-bitcode=yes" CARGO_TARGET_DIR="$work/target" "${CARGO:-cargo}" build --release --offline --locked \
-        --manifest-path "$work/library/Cargo.toml" --config "$work/library/.cargo/config.toml" --target "$triple" -p sysroot \
-        --features panic-unwind,backtrace) >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
+        --manifest-path "$work/library/Cargo.toml" --config "$work/library/.cargo/config.toml" --target "$triple" "$@") \
+        >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
     cp "$work/target/$triple/release/deps/"*.rlib "$work/$triple/lib/"
     mv "$work/$triple" "$place"
     rm -rf "$work"
 }
 finish() {
-    if [ "$target" = armv7 ]; then standard_library_armv7; fi
+    case $target in
+    armv7) standard_library armv7-unknown-linux-gnueabihf "two minutes" -p sysroot --features panic-unwind,backtrace ;;
+    # Without an operating system there are `core` and `alloc` alone, and nobody else has `memcpy`.
+    thumbv7em) standard_library thumbv7em-none-eabihf "half a minute" -p alloc --features compiler-builtins-mem ;;
+    esac
     echo "$tree"
     exit
 }
