@@ -55,9 +55,10 @@ for argument; do
 done
 exec "$caches/zig/ziglang/zig" cc ${machine[@]} "\$@"
 END
-# Rust calls it as it calls lld.
+# Rust says which of lld's flavours it means.
 script lld <<END
 #!/bin/sh
+if [ "\$1" = -flavor ]; then shift 2; fi
 exec "$caches/zig/ziglang/zig" ld.lld "\$@"
 END
 script ar <<END
