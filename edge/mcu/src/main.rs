@@ -36,7 +36,7 @@ mod program {
     const EMBEDDING_BYTES: usize = 2052;
 
     /// How long a query may take, and how often it is sent within that.
-    const PATIENCE: (Duration, u8) = (Duration::from_secs(5), 3);
+    const PATIENCE: (Duration, u8) = (Duration::from_secs(10), 3);
 
     /// For how long a lamp is lit.
     const LIT_FOR: Duration = Duration::from_millis(500);
