@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +13,9 @@ use crate::workspace::{leave_out, root};
 
 /// How long a run may take: twenty times what it takes on a machine that has nothing else to do.
 const RUN_MAX: Duration = Duration::from_secs(180);
+
+/// Between two looks at whether it has ended.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Where the board finds the query network's plan, and the camera's picture (`edge/mcu/src/board.rs`).
 const PLAN: &str = "0x21000000";
@@ -39,7 +42,7 @@ pub struct Run {
     pub said: String,
     /// What it complained of.
     pub complaint: String,
-    /// What happened to the board's lamps, a line each, as the emulator saw it.
+    /// What the program did with the board's lamps, a line each, as the emulator saw it.
     pub lamps: Vec<String>,
 }
 
@@ -74,7 +77,7 @@ impl Microcontroller {
     ) -> anyhow::Result<Run> {
         let path = |name: &str| folder.join(name);
         let mut command = Command::new(&self.emulator);
-        command.args(["-M", "mps2-an386", "-display", "none", "-monitor", "none", "-nodefaults"]);
+        command.args(["-M", "mps2-an386", "-display", "none", "-monitor", "none"]);
         command.args([
             "-semihosting-config",
             "enable=on,target=native",
@@ -91,33 +94,33 @@ impl Microcontroller {
                 command.arg("-device").arg(format!("loader,file={file},addr={address},force-raw=on"));
             }
         }
-        // It starts when somebody is at the other end of the line.
-        let socket = path("line").display().to_string().replace(',', ",,");
-        command.arg("-chardev").arg(format!("socket,id=line,path={socket},server=on,wait=on"));
+        let socket = UnixListener::bind(path("line"))?;
+        let line = path("line").display().to_string().replace(',', ",,");
+        command.arg("-chardev").arg(format!("socket,id=line,path={line}"));
         command.args(["-serial", "chardev:line"]).stdin(Stdio::null());
         let files = [path("said"), path("complaint")];
         command.stdout(File::create(&files[0])?).stderr(File::create(&files[1])?);
         let mut process = Process(command.spawn().with_context(|| format!("cannot start {command:?}"))?);
 
         let started = Instant::now();
-        let mut line = loop {
-            match UnixStream::connect(path("line")) {
-                Ok(line) => break Some(line),
-                Err(_) if process.0.try_wait()?.is_some() => break None,
-                Err(error) => ensure!(started.elapsed() < RUN_MAX, "nobody at the line: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        if let Some(line) = &line {
-            line.set_read_timeout(Some(Duration::from_millis(200)))?;
-        }
+        socket.set_nonblocking(true)?;
+        let mut line = None;
         let mut received = Vec::new();
         let status = loop {
             if let Some(status) = process.0.try_wait()? {
                 break status;
             }
             ensure!(started.elapsed() < RUN_MAX, "the microcontroller is still at it after {RUN_MAX:?}");
-            let Some(open) = &mut line else { continue };
+            let Some(open) = &mut line else {
+                line = socket.accept().map(|(line, _)| line).ok();
+                if let Some(line) = &line {
+                    line.set_nonblocking(false)?;
+                    line.set_read_timeout(Some(POLL))?;
+                } else {
+                    std::thread::sleep(POLL);
+                }
+                continue;
+            };
             let mut bytes = [0; 4096];
             match open.read(&mut bytes) {
                 // It has ended, or is about to.
@@ -135,11 +138,16 @@ impl Microcontroller {
         let [said, complaint] = files.map(std::fs::read_to_string);
         let lamps = std::fs::read_to_string(path("lamps.log"))?;
         std::fs::remove_file(path("line"))?;
+        // Its reset has them come on; the program begins by putting them out.
+        let lamps = lamps
+            .lines()
+            .filter(|line| line.contains("led_change"))
+            .skip_while(|line| !line.ends_with("-> 0%"));
         Ok(Run {
             success: status.success(),
             said: said?,
             complaint: complaint?,
-            lamps: lamps.lines().filter(|line| line.contains("led_change")).map(str::to_owned).collect(),
+            lamps: lamps.map(str::to_owned).collect(),
         })
     }
 }

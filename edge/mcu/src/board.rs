@@ -9,9 +9,12 @@
 //! | `0x2160_0000` | 10 MiB | the heap |
 
 use core::convert::Infallible;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
+use cortex_m::interrupt::InterruptNumber;
+use cortex_m::peripheral::syst::SystClkSource;
+use cortex_m::peripheral::{NVIC, Peripherals, SCB};
 use embedded_alloc::LlffHeap as Heap;
 use embedded_hal::digital::{ErrorType, OutputPin};
 use glimpse_edge::Clock;
@@ -63,10 +66,14 @@ pub struct Board {
 impl Board {
     /// The board, with its clock running; `None` where somebody has it already.
     pub fn take() -> Option<Self> {
-        static TAKEN: AtomicBool = AtomicBool::new(false);
-        if TAKEN.swap(true, Ordering::Relaxed) {
-            return None;
-        }
+        let mut processor = Peripherals::take()?;
+        // Nobody is interrupted: an interrupt that waits ends a sleep, and that is all it is for.
+        cortex_m::interrupt::disable();
+        processor.SYST.set_clock_source(SystClkSource::Core);
+        processor.SYST.set_reload(CLOCK_HZ / 1000 * TICK_MS - 1);
+        processor.SYST.clear_current();
+        processor.SYST.enable_counter();
+        processor.SYST.enable_interrupt();
         // SAFETY: it is done once, and neither the linker nor anybody here has another use for that memory.
         unsafe { ALLOCATOR.init(HEAP.0, HEAP.1) };
         BoardClock::start();
@@ -76,6 +83,17 @@ impl Board {
         let (picture, plan) = (memory(PICTURE), memory(PLAN));
         Some(Self { line: Uart::start(), lamps: [LampPin(0), LampPin(1)], picture, plan })
     }
+}
+
+/// Between two ends of a sleep, in milliseconds.
+const TICK_MS: u32 = 10;
+
+/// Sleeps until a byte comes over the serial line, but not past the next tick.
+pub fn idle() {
+    cortex_m::asm::wfi();
+    SCB::clear_pendst();
+    INTERRUPTS.write(BYTE_RECEIVED);
+    NVIC::unpend(ReceiverInterrupt);
 }
 
 /// Bytes on the heap: those in use, and those that are free.
@@ -127,17 +145,34 @@ const STATE: Register = unsafe { Register::at(0x4000_4004) };
 // SAFETY: as above.
 const CONTROL: Register = unsafe { Register::at(0x4000_4008) };
 // SAFETY: as above.
+const INTERRUPTS: Register = unsafe { Register::at(0x4000_400c) };
+// SAFETY: as above.
 const DIVIDER: Register = unsafe { Register::at(0x4000_4010) };
 
 const SENDING_FULL: u32 = 1;
 const RECEIVED: u32 = 2;
-const SEND_AND_RECEIVE: u32 = 3;
+/// Sends, receives, and interrupts for what was received.
+const ALL_BUT_SENT: u32 = 0b1011;
+const BYTE_RECEIVED: u32 = 2;
 const BAUD: u32 = 115_200;
+
+/// That of the first serial line's receiver.
+#[derive(Debug, Clone, Copy)]
+struct ReceiverInterrupt;
+
+// SAFETY: always the same number, which the board's manual has.
+unsafe impl InterruptNumber for ReceiverInterrupt {
+    fn number(self) -> u16 {
+        0
+    }
+}
 
 impl Uart {
     fn start() -> Self {
         DIVIDER.write(CLOCK_HZ / BAUD);
-        CONTROL.write(SEND_AND_RECEIVE);
+        CONTROL.write(ALL_BUT_SENT);
+        // SAFETY: interrupts are disabled, so that no handler runs.
+        unsafe { NVIC::unmask(ReceiverInterrupt) };
         Self(())
     }
 }
@@ -152,6 +187,10 @@ impl Line for Uart {
 
     fn receive(&mut self) -> Option<u8> {
         (STATE.read() & RECEIVED != 0).then(|| DATA.read() as u8)
+    }
+
+    fn idle(&mut self) {
+        idle();
     }
 }
 

@@ -27,7 +27,7 @@ mod program {
         Active, Camera as _, Capture, Clock as _, Embedder as _, Event, Indicator, Jitter, Lamp, Patience,
         Session, Sign,
     };
-    use glimpse_mcu::board::{Board, BoardClock, Uart, heap, lit};
+    use glimpse_mcu::board::{Board, BoardClock, Uart, heap, idle, lit};
     use glimpse_mcu::serial::MATCHES;
     use glimpse_mcu::{Answer, MemoryCamera, Picture, PlanEmbedder, SerialUplink};
     use glimpse_protocol::{Codec, Embedding, Query, QueryId};
@@ -107,7 +107,7 @@ mod program {
             let [on_match, on_unknown] = lit();
             hprintln!("lamps: match {}, unknown {}", on_match, on_unknown);
             while never(lamps.tick(BoardClock.now())).is_some() {
-                core::hint::spin_loop();
+                idle();
             }
         }
         Ok(())

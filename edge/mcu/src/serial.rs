@@ -31,6 +31,9 @@ pub trait Line {
 
     /// The next byte that came, if one did.
     fn receive(&mut self) -> Option<u8>;
+
+    /// Sleeps until a byte comes, or for some milliseconds.
+    fn idle(&mut self);
 }
 
 /// What a server says to a query.
@@ -151,7 +154,7 @@ impl<L: Line, C: Clock> Uplink for SerialUplink<L, C> {
                     }
                 }
                 None if self.clock.now() >= until => return Ok(None),
-                None => core::hint::spin_loop(),
+                None => self.line.idle(),
             }
         }
     }
@@ -206,6 +209,8 @@ mod tests {
         fn receive(&mut self) -> Option<u8> {
             self.coming.borrow_mut().pop_front()
         }
+
+        fn idle(&mut self) {}
     }
 
     impl Clock for World {
