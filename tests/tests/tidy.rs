@@ -18,7 +18,7 @@ const CRATES: [(&str, &str, &[&str]); 13] = [
     ("embedder/kernels", "glimpse-kernels", &[]),
     ("embedder/plan", "glimpse-plan", &["glimpse-kernels"]),
     ("edge", "glimpse-edge", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder"]),
-    ("edge/mcu", "glimpse-mcu", &["glimpse-edge", "glimpse-protocol", "glimpse-embedder-core"]),
+    ("edge/mcu", "glimpse-mcu", &["glimpse-edge", "glimpse-protocol", "glimpse-embedder-core", "glimpse-plan"]),
     ("server-gallery", "glimpse-gallery", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder"]),
     ("trainer", "glimpse-trainer", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder", "burn-onnx-export"]),
     ("trainer/onnx-export", "burn-onnx-export", &[]),

@@ -96,3 +96,54 @@ impl Embedder for PlanEmbedder {
         Ok(self.0.embed(&photo.frame, embedding)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use glimpse_embedder_core::Preprocessing;
+    use glimpse_plan::{PlanBuilder, Shape, Step};
+
+    const SIDE: usize = 64;
+
+    /// A network that adds up the pixels of each channel.
+    fn file() -> Vec<u8> {
+        let mut builder = PlanBuilder::new([3, SIDE, SIDE]);
+        let planes = builder.input();
+        let sums = builder.real(Shape([1, 3, 1, 1]));
+        builder.push(Step::Sum { axes: [false, false, true, true], input: planes, output: sums }).unwrap();
+        let side = SIDE as u32;
+        let preprocessing = Preprocessing { width: side, height: side, mean: [0.0; 3], std: [1.0; 3] };
+        let plan = builder.finish(sums).unwrap();
+        PortableModel::new(SpaceId::from_bytes([7; 16]), preprocessing, plan).unwrap().write()
+    }
+
+    #[test]
+    fn a_network_is_loaded_where_there_is_memory_for_all_of_it() {
+        let file = file();
+        let tensor = 4 * (3 * SIDE * SIDE + 3);
+        let enough = SPARE_BYTES + tensor.max(file.len());
+        assert!(PlanEmbedder::load(&file, || enough).is_ok());
+        let refused = PlanEmbedder::load(&file, || enough - 1).unwrap_err();
+        assert_eq!(refused, NetworkError::Memory { needed: enough, free: enough - 1 });
+        // Not even the weights fit.
+        let refused = PlanEmbedder::load(&file, || 0).unwrap_err();
+        assert_eq!(refused, NetworkError::Memory { needed: SPARE_BYTES + file.len(), free: 0 });
+        assert_eq!(refused.kind(), ErrorKind::Configuration);
+    }
+
+    #[test]
+    fn pictures_without_a_direction_and_wrong_dimensions_are_told() {
+        let mut network = PlanEmbedder::load(&file(), || usize::MAX).unwrap();
+        assert_eq!((network.dimension(), network.space()), (3, SpaceId::from_bytes([7; 16])));
+        let mut embedding = [0.0; 3];
+        let red = Picture::read(b"P6 1 1 255 \xff\0\0").unwrap();
+        network.embed(&red, &mut embedding).unwrap();
+        assert_eq!(embedding, [1.0, 0.0, 0.0]);
+        let black = Picture::read(b"P6 1 1 255 \0\0\0").unwrap();
+        let refused = network.embed(&black, &mut embedding).unwrap_err();
+        assert_eq!(refused, NetworkError::NoDirection(NoDirection { norm: 0.0 }));
+        let refused = network.embed(&red, &mut [0.0; 4]).unwrap_err();
+        assert_eq!(refused, NetworkError::Dimension { found: 4, expected: 3 });
+        assert_eq!(refused.kind(), ErrorKind::Input);
+    }
+}
