@@ -1,11 +1,13 @@
 //! `glimpse-mcu`: one photo, from the camera to the lamp.
 //!
-//! What it does is told to whoever debugs it (semihosting), and how it ended is the emulator's exit status.
+//! What it does is told to whoever debugs it (semihosting), and how it ended is the emulator's exit status. Without a debugger the
+//! processor stops at the first word.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(not(target_os = "none"))]
-fn main() {
-    panic!("this program is for a microcontroller: tools/arm/mcu.sh builds it");
+fn main() -> std::process::ExitCode {
+    eprintln!("glimpse-mcu is for a microcontroller: `make microcontroller` builds it");
+    std::process::ExitCode::FAILURE
 }
 
 #[cfg(target_os = "none")]
