@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
-use glimpse_embedder::{EmbedError, NoDirection};
+use glimpse_embedder::EmbedError;
 use glimpse_protocol::device::{self, CameraSize, CameraSource, Device, RawDevice, TriggerKind};
 use glimpse_protocol::{ErrorCode, QueryId};
 
@@ -337,7 +337,7 @@ impl Producer {
 fn is_the_networks(error: &(dyn std::error::Error + 'static)) -> bool {
     match error.downcast_ref() {
         Some(QueryModelError::Embed(EmbedError::Network(_))) => true,
-        Some(QueryModelError::Embed(EmbedError::NoDirection(NoDirection { norm }))) => !norm.is_finite(),
+        Some(QueryModelError::Embed(EmbedError::NoDirection(found))) => !found.norm.is_finite(),
         _ => false,
     }
 }
