@@ -189,6 +189,7 @@ fn read<T: DeserializeOwned>(message: &[u8]) -> Option<T> {
 mod tests {
     use super::*;
     use glimpse_protocol::Match;
+    use proptest::prelude::*;
     use std::cell::{Cell, RefCell};
     use std::collections::VecDeque;
     use std::rc::Rc;
@@ -318,5 +319,31 @@ mod tests {
             generation: 1,
         };
         assert_eq!(receive(&cbor(&five)), Some((Answer::Malformed, false)), "more than were asked for");
+    }
+
+    proptest! {
+        /// With many of the bytes that mean something.
+        #[test]
+        fn whatever_comes_before_it_a_reply_is_understood(
+            noise in prop::collection::vec(
+                prop_oneof![any::<u8>(), Just(END), Just(ESCAPE), Just(ESCAPED_END), 0xa0..0xa9_u8],
+                0..300,
+            ),
+        ) {
+            let (world, mut uplink) = uplink();
+            world.coming.borrow_mut().extend(noise.into_iter().chain(framed(&cbor(&reply(7, 0.5)))));
+            let wanted = Answer::Matches(Box::new(reply(7, 0.5)));
+            // Noise may look like a reply, to nobody's query.
+            let understood = core::iter::from_fn(|| uplink.receive(WAIT).unwrap())
+                .any(|received| received == Received::Reply { id: id(7), reply: wanted.clone(), busy: false });
+            prop_assert!(understood);
+        }
+
+        #[test]
+        fn every_message_arrives_as_it_was(message in prop::collection::vec(any::<u8>(), 1..200)) {
+            let (_, mut uplink) = uplink();
+            let arrived: Vec<_> = framed(&message).into_iter().filter_map(|byte| uplink.take(byte)).collect();
+            prop_assert_eq!(arrived, [message]);
+        }
     }
 }

@@ -66,6 +66,9 @@ pub enum Command {
     #[command(mut_arg("once", |arg| arg.hide(true)))]
     Doctor(doctor::DoctorArgs),
     /// Writes the query network as a plan, the file that a microcontroller runs
+    ///
+    /// A microcontroller has no engine that reads ONNX files. A plan is the same network as a list of steps, with its weights packed
+    /// for plain processors, its preprocessing, its space and a checksum. A network with an operator that no step does is refused.
     Plan(plan::PlanArgs),
 }
 

@@ -13,9 +13,6 @@ use crate::linux::model::ModelFiles;
 use crate::linux::npy::write_whole;
 
 /// Flags of `glimpse-edge plan`.
-///
-/// A microcontroller has no engine that reads ONNX files. The plan is the same network as a list of steps, with its weights packed
-/// for plain processors, its preprocessing, its space and a checksum (docs/boards.md).
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("network").args(["model", "bundle"]).required(true).multiple(true)))]
 pub struct PlanArgs {
