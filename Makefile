@@ -18,7 +18,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-arm-embedder edge-arm test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge soak bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo test test-arm test-arm-embedder edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,7 +27,7 @@ demo: ## recognise the demo's real photos from a simulated device, over MQTT
 	$(CARGO) build --release $(PROGRAMS)
 	CARGO_MANIFEST_DIR=$(CURDIR)/tests $(TARGET)/release/glimpse-demo
 
-test: python-packages weights browser mosquitto ## every test: units, programs end to end, a foreign MQTT client, onnxruntime
+test: python-packages weights browser mosquitto microcontroller ## every test: units, programs end to end, a foreign MQTT client, onnxruntime
 	$(CARGO) fmt --all --check
 	$(PYTHON) -m unittest discover -s tools/data -p 'test_*.py'
 	$(PYTHON) -m unittest discover -s tools/arm -p 'test_*.py'
@@ -44,6 +44,10 @@ test-arm-embedder: ## the embedder's own tests there too: its operators against 
 
 edge-arm: ## glimpse-edge for aarch64 and armv7 and a Debian package of each, into target/edge (an hour to build the first time)
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/edge.sh target/edge
+
+# The program of `tests/tests/microcontroller.rs`, with its emulator.
+microcontroller: ## glimpse-mcu for a Cortex-M4F, into target/edge, and the emulator of a board (two minutes the first time)
+	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/mcu.sh target/edge || { test $$? = 3 && test "$$CI" != true; }
 
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)
 	CARGO_TARGET_DIR=$(GPU_TARGET) CARGO="$(CARGO)" trainer/test-gpu.sh

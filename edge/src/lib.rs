@@ -1,6 +1,7 @@
 //! The Glimpse query client: a photo goes in, the nearest images of a gallery come out.
 //!
-//! The core needs neither an operating system nor an allocator (`--no-default-features`). In reading order:
+//! The core needs neither an operating system nor an allocator (`--no-default-features`); `edge/mcu` runs it on a microcontroller. In
+//! reading order:
 //!
 //! - [`client`]: which queries are in flight, when to send one again, when to give one up; pure logic.
 //! - [`ports`]: what the core needs from the world: [`Camera`], [`Embedder`], [`Uplink`], [`Clock`].

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_edge::commands::{Cli, Command, Misconfigured, bench, capture, doctor, embed, query, run};
+use glimpse_edge::commands::{Cli, Command, Misconfigured, bench, capture, doctor, embed, plan, query, run};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Capture(args) => capture::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Plan(args) => plan::run(&args),
     };
     match result {
         Ok(status) => status,

@@ -3,12 +3,17 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use glimpse_embedder_core::to_unit;
+use glimpse_kernels::Isa;
 use glimpse_protocol::SpaceId;
 use image::RgbImage;
 use thiserror::Error;
 
 use crate::metadata::ModelFile;
-use crate::{EmbedderOptions, Frame, ModelError, ModelMetadata, Network, PlanCache, Preprocessor, Role};
+use crate::{
+    EmbedderOptions, Frame, ModelError, ModelMetadata, Network, NoDirection, PlanCache, PortableModel,
+    Preprocessor, Role,
+};
 
 /// Why a photo has no embedding.
 #[derive(Debug, Clone, Error)]
@@ -17,11 +22,8 @@ pub enum EmbedError {
     #[error("the network failed: {0}")]
     Network(String),
     /// The network gave NaN, infinity or nothing but zeros.
-    #[error("the network gave an embedding without a direction (norm {norm})")]
-    NoDirection {
-        /// Its L2 norm.
-        norm: f32,
-    },
+    #[error(transparent)]
+    NoDirection(#[from] NoDirection),
 }
 
 /// A query or gallery network with its preprocessing. Threads share one by reference.
@@ -77,6 +79,19 @@ impl Embedder {
             cache.store(key, &embedder.metadata, plan);
         }
         Ok(embedder)
+    }
+
+    /// The network in the form that runs on any processor without an engine, as a microcontroller wants it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and [`ModelError::NotPortable`] for a network that only the engine can run.
+    pub fn portable_model(path: &Path) -> Result<PortableModel, ModelError> {
+        let Self { network, metadata, space, .. } =
+            Self::load_with(path, &EmbedderOptions::all(Isa::Portable))?;
+        let not_portable = |reason| ModelError::NotPortable { path: path.to_owned(), reason };
+        let plan = network.into_plan().map_err(not_portable)?;
+        PortableModel::new(space, metadata.preprocessing, plan)
+            .map_err(|error| not_portable(error.to_string()))
     }
 
     /// The same in ONNX Runtime, where that [was loaded](crate::onnxruntime::load), and else as the options say.
@@ -192,11 +207,33 @@ impl Embedder {
 
 fn unit(output: Result<Vec<f32>, String>) -> Result<Vec<f32>, EmbedError> {
     let mut embedding = output.map_err(EmbedError::Network)?;
-    let norm = embedding.iter().map(|x| x * x).sum::<f32>().sqrt();
-    // A photo of one colour can leave every activation at zero.
-    if !norm.is_finite() || norm < 1e-6 {
-        return Err(EmbedError::NoDirection { norm });
-    }
-    embedding.iter_mut().for_each(|x| *x /= norm);
+    to_unit(&mut embedding)?;
     Ok(embedding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+    use tract_onnx::pb::NodeProto;
+
+    #[test]
+    fn a_network_that_only_the_engine_runs_is_not_portable_and_its_operator_is_named() {
+        let mut file = ModelFile::read(Path::new("../models/demo/query-int8.onnx")).unwrap();
+        let graph = file.proto.graph.as_mut().unwrap();
+        let before = std::mem::replace(&mut graph.output[0].name, "curved".to_owned());
+        graph.node.push(NodeProto {
+            op_type: "Tanh".to_owned(),
+            name: "curve".to_owned(),
+            input: vec![before],
+            output: vec!["curved".to_owned()],
+            ..NodeProto::default()
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("curved.onnx");
+        std::fs::write(&path, file.proto.encode_to_vec()).unwrap();
+        assert!(Embedder::load(&path).is_ok());
+        let refused = Embedder::portable_model(&path).unwrap_err().to_string();
+        assert!(refused.contains("curved.onnx") && refused.contains("Tanh"), "{refused}");
+    }
 }

@@ -3,8 +3,8 @@
 //! In reading order:
 //!
 //! - [`photo`]: bytes of a JPEG or PNG to upright RGB pixels ([`decode_photo`]), with limits.
-//! - [`frame`]: pictures as cameras give them ([`Frame`]), borrowed.
-//! - [`preprocess`]: pixels to the network's input tensor ([`Preprocessing`], [`Preprocessor`]).
+//! - [`glimpse_embedder_core`]: what a microcontroller needs too: pictures as cameras give them ([`Frame`]), pixels to the network's
+//!   input tensor ([`Preprocessing`], [`Preprocessor`]), networks in portable files ([`PortableModel`]).
 //! - [`metadata`]: what an ONNX file of ours says about itself ([`ModelMetadata`]), and the [`space_id`].
 //! - [`network`]: an ONNX network in tract ([`Network`]).
 //! - `fold`: its int8 weights, before the engine sees them.
@@ -34,7 +34,6 @@ pub mod cache;
 pub mod embed;
 mod flatten;
 mod fold;
-pub mod frame;
 #[cfg(feature = "matrix")]
 pub mod matrix;
 pub mod metadata;
@@ -44,20 +43,20 @@ pub mod onnxruntime;
 mod operators;
 pub mod options;
 pub mod photo;
-pub mod preprocess;
 pub mod profile;
 pub mod self_test;
 pub mod space;
 
 pub use cache::PlanCache;
 pub use embed::{EmbedError, Embedder};
-pub use frame::{Colours, Frame, FrameError};
+pub use glimpse_embedder_core::{
+    Colours, Frame, FrameError, NoDirection, PortableEmbedder, PortableModel, Preprocessing, Preprocessor,
+};
 pub use image::RgbImage;
 pub use metadata::{ModelError, ModelMetadata, Role, read_metadata, space_id};
 pub use network::Network;
 pub use options::{EmbedderOptions, Threads};
 pub use photo::{PhotoError, decode_photo, read_photo};
-pub use preprocess::{Preprocessing, Preprocessor};
 pub use profile::{OperatorTime, Profile};
 pub use self_test::{SelfTestError, test_photo};
 pub use space::{QuantizerShape, SpaceBundle, SpaceError};

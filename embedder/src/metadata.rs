@@ -55,6 +55,14 @@ pub enum ModelError {
         /// What the engine said.
         reason: String,
     },
+    /// The network can be run by its engine alone.
+    #[error("{path} runs here, but not on a device without an operating system: {reason}")]
+    NotPortable {
+        /// The file.
+        path: PathBuf,
+        /// What no step of ours does.
+        reason: String,
+    },
 }
 
 /// What a network is for.

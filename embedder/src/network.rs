@@ -30,7 +30,11 @@ pub struct Network {
 enum Engine {
     /// Steps of our own, where all of the graph is known.
     Plan(Flat),
-    Tract(Arc<TypedRunnableModel>),
+    Tract {
+        plan: Arc<TypedRunnableModel>,
+        /// Why it is no plan of ours, where that was tried.
+        not_flat: Option<String>,
+    },
     #[cfg(feature = "onnxruntime")]
     OnnxRuntime(crate::onnxruntime::Sessions),
 }
@@ -138,6 +142,18 @@ impl Network {
         })
     }
 
+    /// Its plan, or why it has none.
+    pub(crate) fn into_plan(self) -> Result<Plan, String> {
+        match self.engine {
+            Engine::Plan(flat) => Ok(flat.plan),
+            Engine::Tract { not_flat, .. } => {
+                Err(not_flat.unwrap_or_else(|| "no operator in it is one of ours".to_owned()))
+            }
+            #[cfg(feature = "onnxruntime")]
+            Engine::OnnxRuntime(_) => Err("ONNX Runtime runs it".to_owned()),
+        }
+    }
+
     /// Its plan, where it is run by one.
     pub(crate) const fn plan(&self) -> Option<&Plan> {
         match &self.engine {
@@ -236,7 +252,7 @@ impl Network {
                 fill(&mut input);
                 Ok(flat.run(&input, |_| {}))
             }
-            Engine::Tract(plan) => {
+            Engine::Tract { plan, .. } => {
                 let run = || -> TractResult<Vec<f32>> {
                     let mut input = Tensor::zero::<f32>(&input_shape)?;
                     fill(&mut input.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?[..length]);
@@ -268,7 +284,7 @@ impl Network {
             Engine::Plan(flat) => Ok(profile::of_plan(&flat.plan, runs.max(1), |before| {
                 flat.run(tensor, before);
             })),
-            Engine::Tract(plan) => {
+            Engine::Tract { plan, .. } => {
                 let profile = Tensor::from_shape(&self.input_shape, tensor)
                     .and_then(|input| profile::profile(plan, &input, runs.max(1)));
                 profile.map_err(|error| format!("{error:#}"))
@@ -313,12 +329,14 @@ fn optimise(
     let engine = match flat {
         Some(Ok(plan)) => Engine::Plan(Flat { plan, idle: Mutex::default(), pool }),
         not_flat => {
-            if let Some(Err(reason)) = not_flat {
+            let not_flat = not_flat.and_then(Result::err).map(|reason| reason.to_string());
+            if let Some(reason) = &not_flat {
                 tracing::debug!(%reason, "the engine runs this network, with our operators in its graph");
             }
             let executor = pool.map(multithread::Executor::MultiThread);
             let options = RunOptions { executor, ..RunOptions::default() };
-            Engine::Tract(model.into_optimized()?.into_runnable_with_options(&options)?)
+            let plan = model.into_optimized()?.into_runnable_with_options(&options)?;
+            Engine::Tract { plan, not_flat }
         }
     };
     Ok(Optimised { engine, output_shape, is_ours })

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage};
 use thiserror::Error;
 
+pub use glimpse_embedder_core::PHOTO_SIDE_MAX;
+
 /// The largest photo file that is read, in bytes.
 pub const PHOTO_BYTES_MAX: u64 = 64 << 20;
-
-/// The longest side of a photo, in pixels.
-pub const PHOTO_SIDE_MAX: u32 = 16_384;
 
 /// The most memory that decoding one photo may take, in bytes: 100 megapixels of RGB.
 const DECODER_BYTES_MAX: u64 = 300 << 20;

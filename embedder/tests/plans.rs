@@ -4,7 +4,7 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use glimpse_embedder::{Embedder, EmbedderOptions, PlanCache, test_photo};
+use glimpse_embedder::{Embedder, EmbedderOptions, PlanCache, PortableEmbedder, PortableModel, test_photo};
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo").join(name)
@@ -90,6 +90,24 @@ fn the_newest_plans_stay_and_a_folder_that_cannot_be_used_stops_nobody() {
     let file = folder.path().join("notes.txt");
     let embedder = Embedder::load_cached(&model("query-int8.onnx"), &options, &PlanCache::new(file)).unwrap();
     assert_eq!(embedder.dimension(), embed(&embedder)[0].len());
+}
+
+#[test]
+fn a_portable_model_embeds_as_its_network_does() {
+    for name in ["query.onnx", "query-int8.onnx"] {
+        let network = Embedder::load(&model(name)).unwrap();
+        let bytes = Embedder::portable_model(&model(name)).unwrap().write();
+        let portable = PortableModel::read(&bytes).unwrap();
+        let found = (portable.space(), portable.dimension(), portable.preprocessing());
+        assert_eq!(found, (network.space(), network.dimension(), network.metadata().preprocessing));
+        let mut portable = PortableEmbedder::new(portable);
+        for (photo, wanted) in embed(&network).iter().enumerate() {
+            let mut embedding = vec![0.0; wanted.len()];
+            portable.embed(&(&test_photo(photo)).into(), &mut embedding).unwrap();
+            // Without fused multiply-add sums end otherwise, and in bytes such an end may become another level.
+            assert!(cosine(&embedding, wanted) >= 0.9999, "{name}: {}", cosine(&embedding, wanted));
+        }
+    }
 }
 
 #[test]

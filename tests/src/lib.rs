@@ -19,6 +19,7 @@
 //! - [`link`]: a network that loses, stalls and breaks.
 //! - [`plugs`]: devices that are killed at random moments.
 //! - [`emulated`]: `glimpse-edge` for ARM, in an emulator.
+//! - [`microcontroller`]: `glimpse-mcu` on an emulated board, with a gateway at its serial line.
 //! - [`demo`]: what `make demo` runs.
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
@@ -34,6 +35,8 @@ pub mod fixture;
 pub mod foreign;
 pub mod link;
 pub mod load;
+#[cfg(target_os = "linux")]
+pub mod microcontroller;
 pub mod mosquitto;
 pub mod plugs;
 pub mod programs;

@@ -10,13 +10,15 @@ use toml::{Table, Value};
 
 /// Folder, crate, and the crates of ours that it may depend on.
 #[rustfmt::skip]
-const CRATES: [(&str, &str, &[&str]); 11] = [
+const CRATES: [(&str, &str, &[&str]); 13] = [
     ("protocol", "glimpse-protocol", &[]),
     ("quantizer", "glimpse-quantizer", &["glimpse-protocol"]),
-    ("embedder", "glimpse-embedder", &["glimpse-protocol", "glimpse-kernels", "glimpse-plan"]),
+    ("embedder", "glimpse-embedder", &["glimpse-protocol", "glimpse-embedder-core", "glimpse-kernels", "glimpse-plan"]),
+    ("embedder/core", "glimpse-embedder-core", &["glimpse-protocol", "glimpse-kernels", "glimpse-plan"]),
     ("embedder/kernels", "glimpse-kernels", &[]),
     ("embedder/plan", "glimpse-plan", &["glimpse-kernels"]),
     ("edge", "glimpse-edge", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder"]),
+    ("edge/mcu", "glimpse-mcu", &["glimpse-edge", "glimpse-protocol", "glimpse-embedder-core", "glimpse-plan"]),
     ("server-gallery", "glimpse-gallery", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder"]),
     ("trainer", "glimpse-trainer", &["glimpse-protocol", "glimpse-quantizer", "glimpse-embedder", "burn-onnx-export"]),
     ("trainer/onnx-export", "burn-onnx-export", &[]),

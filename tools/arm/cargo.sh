@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs cargo for ARM: with the toolchain of toolchain.sh and, as C compiler and linker, Zig's, which is one wheel. Zig knows the
 # symbols of every glibc, so that what is built here runs on Debian 10 and whatever is newer. Programs and tests run in the emulator.
+# For thumbv7em, a microcontroller without an operating system, Zig's wheel has the linker, and nothing runs what is built here.
 #
-# Usage: cargo.sh [aarch64 | armv7] COMMAND ARGUMENTS.., as `cargo.sh build --release -p glimpse-embedder`; without a target it is
-# aarch64. CPU names another processor to emulate. Exits with 3 and the reason where there is no toolchain.
+# Usage: cargo.sh [aarch64 | armv7 | thumbv7em] COMMAND ARGUMENTS.., as `cargo.sh build --release -p glimpse-embedder`; without a
+# target it is aarch64. CPU names another processor to emulate. Exits with 3 and the reason where there is no toolchain.
 set -euo pipefail
 here=$(dirname "$0")
 caches="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse"
 target=aarch64
-case ${1:-} in aarch64 | armv7) target=$1; shift ;; esac
+case ${1:-} in aarch64 | armv7 | thumbv7em) target=$1; shift ;; esac
 toolchain=$("$here/toolchain.sh" "$target") || { echo "$toolchain" >&2; exit 3; }
 case $target in
 aarch64)
@@ -22,6 +23,11 @@ armv7)
     emulator="qemu-arm -cpu ${CPU:-cortex-a7}"
     # As Rust's target: without NEON, but for what asks for it. Zig's own choice for this target is a version older.
     machine=(-target arm-linux-gnueabihf.2.28 -mcpu=cortex_a8-neon-d32)
+    ;;
+thumbv7em)
+    triple=thumbv7em-none-eabihf root=
+    emulator=false
+    machine=(-target thumb-freestanding-eabihf -mcpu=cortex_m4)
     ;;
 esac
 
@@ -49,6 +55,12 @@ for argument; do
 done
 exec "$caches/zig/ziglang/zig" cc ${machine[@]} "\$@"
 END
+# Rust says which of lld's flavours it means.
+script lld <<END
+#!/bin/sh
+if [ "\$1" = -flavor ]; then shift 2; fi
+exec "$caches/zig/ziglang/zig" ld.lld "\$@"
+END
 script ar <<END
 #!/bin/sh
 exec "$caches/zig/ziglang/zig" ar "\$@"
@@ -63,8 +75,10 @@ export "CC_${triple//-/_}=$caches/zig/cc-$target" "AR_${triple//-/_}=$caches/zig
 export PATH="$toolchain/usr/bin:$PATH" QEMU_LD_PREFIX="$root"
 variable=${triple^^}
 variable=CARGO_TARGET_${variable//-/_}
+linker="$caches/zig/cc-$target"
+if [ "$target" = thumbv7em ]; then linker="$caches/zig/lld"; fi
 # Cargo builds everything anew for another linker, so all that is in this folder has this one.
-export "${variable}_LINKER=$caches/zig/cc-$target" "${variable}_RUNNER=$emulator"
+export "${variable}_LINKER=$linker" "${variable}_RUNNER=$emulator"
 command=$1
 shift
 exec "${CARGO:-cargo}" "$command" --target "$triple" "$@"

@@ -4,8 +4,9 @@
 # a state of its own, the packages are unpacked under the cache, and what is dynamic runs with the C library that lies beside it, so
 # that the machine may be older than Debian $release. 230 MB to download, 0.8 GB unpacked.
 #
-# Usage: toolchain.sh [aarch64 | armv7]
-# For armv7 the standard library is compiled here the first time, which takes two minutes.
+# Usage: toolchain.sh [aarch64 | armv7 | thumbv7em]
+# For armv7 the standard library is compiled here the first time, which takes two minutes; for thumbv7em, which has no operating
+# system, what there is of it.
 #
 # Prints the toolchain's folder. Where it cannot be had it prints why instead, and exits with 3.
 # shellcheck disable=SC2016 # what apt and the wrappers expand is in single quotes
@@ -27,28 +28,27 @@ armv7=(rust-src libc6-armhf-cross libgcc-s1-armhf-cross)
 layout=3
 space_mb=2000
 
-say() { echo "arm toolchain: $*" >&2; }
-cannot() { echo "$*"; exit 3; }
-lock() {
-    mkdir -p "$cache"
-    exec 9>"$cache/lock"
-    flock --nonblock 9 || { say "waiting for another run that prepares it"; flock 9; }
-}
-case $target in aarch64 | armv7) ;; *) echo "toolchain.sh: $target is no target: aarch64 or armv7" >&2; exit 2 ;; esac
+case $target in aarch64 | armv7 | thumbv7em) ;; *) echo "toolchain.sh: $target is no target: aarch64, armv7 or thumbv7em" >&2; exit 2 ;; esac
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/arm"
 key=$(printf '%s\n' "$release" "${host[@]}" "${arm[@]}" "${armv7[@]}" "$layout" | cksum | cut -d ' ' -f 1)
 tree="$cache/$key"
+name="arm toolchain"
+# What was downloaded stays here until all is done.
+work="$cache/$key.part"
+# shellcheck source=debian.sh
+. "$here/debian.sh"
 
 # Debian's rustc finds it where it looks for those that came as packages. Cargo could build it with each program (`build-std`), but
 # that form of it belongs to one version of cargo.
-standard_library_armv7() {
-    local triple=armv7-unknown-linux-gnueabihf
+standard_library() { # TRIPLE TIME PACKAGE-AND-FEATURES..
+    local triple=$1 time=$2
+    shift 2
     local place="$tree/usr/lib/rustlib/$triple" work="$cache/$key.std"
     [ ! -d "$place" ] || return 0
-    lock
+    debian_lock "$cache"
     [ ! -d "$place" ] || return 0
-    say "compiling the standard library for armv7 (two minutes)"
+    say "compiling the standard library for $target ($time)"
     rm -rf "$work"
     mkdir -p "$work/$triple/lib"
     dpkg-deb --fsys-tarfile "$tree/rust-src.deb" |
@@ -59,71 +59,33 @@ standard_library_armv7() {
     # a whole when they are linked.
     (cd "$here/../.." && env -u CARGO_ENCODED_RUSTFLAGS RUSTC="$tree/usr/bin/rustc" RUSTC_BOOTSTRAP=1 \
         RUSTFLAGS="-Zforce-unstable-if-unmarked -Cembed-bitcode=yes" CARGO_TARGET_DIR="$work/target" "${CARGO:-cargo}" build --release --offline --locked \
-        --manifest-path "$work/library/Cargo.toml" --config "$work/library/.cargo/config.toml" --target "$triple" -p sysroot \
-        --features panic-unwind,backtrace) >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
+        --manifest-path "$work/library/Cargo.toml" --config "$work/library/.cargo/config.toml" --target "$triple" "$@") \
+        >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
     cp "$work/target/$triple/release/deps/"*.rlib "$work/$triple/lib/"
     mv "$work/$triple" "$place"
     rm -rf "$work"
 }
 finish() {
-    if [ "$target" = armv7 ]; then standard_library_armv7; fi
+    case $target in
+    armv7) standard_library armv7-unknown-linux-gnueabihf "two minutes" -p sysroot --features panic-unwind,backtrace ;;
+    # Without an operating system there are `core` and `alloc` alone, and nobody else has `memcpy`.
+    thumbv7em) standard_library thumbv7em-none-eabihf "half a minute" -p alloc --features compiler-builtins-mem ;;
+    esac
     echo "$tree"
     exit
 }
 # The folder gets its name only when it is whole.
 if [ -d "$tree" ]; then finish; fi
 
-[ "$(uname -sm)" = "Linux x86_64" ] || cannot "it needs x86-64 Linux, and this is $(uname -sm)"
-for program in apt-get apt-config dpkg-deb tar flock; do
-    command -v "$program" >/dev/null || cannot "there is no $program: it needs Debian or something near it"
-done
+debian_possible
 command -v cc >/dev/null || cannot "there is no cc: install a C compiler"
 
-lock
+debian_lock "$cache"
 if [ -d "$tree" ]; then finish; fi
-free_mb=$(df -Pm "$cache" | awk 'NR == 2 { print $4 }')
-[ "$free_mb" -ge "$space_mb" ] || cannot "$cache has $free_mb MB free, and it needs $space_mb"
+debian_room "$cache" "$space_mb"
 
-# What was downloaded stays here until all is done, and is not downloaded again after an interruption.
-work="$cache/$key.part"
-log="$work/log"
-mkdir -p "$work"/{state,lists,archives/partial}
-chmod 700 "$work" # a proxy of apt may have a password
-
-# Which archive, from the machine's own configuration; Debian's key decides whether it is one.
-# shellcheck disable=SC1091
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-mapfile -t archives < <(
-    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' |
-        awk -v own="$codename" '$3 == "main" && ($2 == own || $2 ~ /^(bookworm|trixie|forky|oldstable|stable|testing|unstable|sid)$/) { print $1 }' |
-        sort -u
-)
-[ ${#archives[@]} -gt 0 ] || cannot "apt has no package archive of Debian configured"
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-
-# The machine's proxies and limits, but neither its sources nor its hooks.
-apt-config dump | grep '^Acquire::' | grep -v '^Acquire::IndexTargets' >"$work/apt.conf" || true
-cat >>"$work/apt.conf" <<END
-Acquire::Retries "3";
-APT::Architecture "amd64";
-APT::Architectures { "amd64"; "arm64"; };
-APT::Default-Release "$release-backports";
-APT::Install-Recommends "false";
-APT::Sandbox::User "root";
-Dir::Cache "$work";
-Dir::Cache::archives "archives";
-Dir::Etc::main "/dev/null";
-Dir::Etc::parts "/dev/null";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-Dir::Etc::sourcelist "$work/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::State "$work/state";
-Dir::State::lists "$work/lists";
-Dir::State::status "$work/status";
-END
 # rustc wants a C compiler and a linker for x86-64, and the machine has them: no need to bring others.
-cat >"$work/status" <<END
+debian_lists "$release-backports" "$release" <<END
 Package: of-the-machine
 Status: install ok installed
 Version: 1
@@ -134,25 +96,9 @@ Description: what the machine has
 Provides: gcc (= 99), libc-dev, binutils (= 99)
 
 END
-apt() { APT_CONFIG="$work/apt.conf" apt-get -y -qq "$@" >>"$log" 2>&1; }
-why() { grep '^[EW]:' "$log" | head -n 1 || tail -n 1 "$log"; }
-
-: >"$log"
-found=
-for archive in "${archives[@]}"; do
-    option=
-    if [ -e "$keyring" ]; then option="[signed-by=$keyring] "; fi
-    printf "deb $option$archive %s main\n" "$release" "$release-backports" >"$work/sources.list"
-    say "reading the lists of Debian $release from $archive"
-    if apt -o APT::Update::Error-Mode=any update; then found=1; break; fi
-done
-[ "$found" ] || cannot "no archive that apt knows gave Debian $release: $(why)"
-
 say "downloading Debian's rustc, linker and qemu (230 MB)"
-# Whatever an interrupted run brought and has a newer version since must not be unpacked beside it.
-apt autoclean
-apt install --download-only "${host[@]}" || cannot "the packages cannot be downloaded: $(why)"
-(cd "$work/archives" && apt download "${arm[@]}" "${armv7[@]}") || cannot "the packages cannot be downloaded: $(why)"
+debian_fetch "${host[@]}"
+debian_fetch_alone "${arm[@]}" "${armv7[@]}"
 
 say "unpacking"
 new="$work/tree"
@@ -167,26 +113,16 @@ for package in "$work"/archives/*.deb; do
     */qemu-user_*) what=(./usr/bin/qemu-aarch64 ./usr/bin/qemu-arm) ;;
     *) what=(--exclude=./usr/share --exclude=./usr/include --exclude=gconv .) ;;
     esac
-    dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner -C "$new" "${what[@]}"
+    debian_unpack "$package" "$new" "${what[@]}"
 done
 
-# What is dynamic runs through the loader that came with it. `usr` is what rustc and rustdoc take for their sysroot.
-wrap() { # NAME ARGUMENTS-IN-SHELL
-    mv "$new/usr/bin/$1" "$new/usr/bin/$1.elf"
-    cat >"$new/usr/bin/$1" <<END
-#!/bin/sh
-usr=\${0%/*}/..
-lib=\$usr/lib/aarch64-linux-gnu
-gcc=\$usr/lib/gcc/aarch64-linux-gnu/14
-exec "\$usr/lib64/ld-linux-x86-64.so.2" --library-path "\$usr/lib/x86_64-linux-gnu" "\$usr/bin/$1.elf" $2
-END
-    chmod +x "$new/usr/bin/$1"
-}
-wrap rustc '"$@"'
-wrap rustdoc '"$@"'
+# `usr` is what rustc and rustdoc take for their sysroot.
+debian_wrap "$new" rustc '"$@"'
+debian_wrap "$new" rustdoc '"$@"'
 # What gcc would add when it calls the linker, so that gcc is not needed.
-wrap aarch64-linux-gnu-ld '--sysroot="$usr/.." -dynamic-linker /lib/ld-linux-aarch64.so.1 -L "$lib" -L "$gcc" \
-    "$lib/Scrt1.o" "$lib/crti.o" "$gcc/crtbeginS.o" "$@" "$gcc/crtendS.o" "$lib/crtn.o"'
+lib='$usr/lib/aarch64-linux-gnu' gcc='$usr/lib/gcc/aarch64-linux-gnu/14'
+debian_wrap "$new" aarch64-linux-gnu-ld "--sysroot=\"\$usr/..\" -dynamic-linker /lib/ld-linux-aarch64.so.1 -L \"$lib\" -L \"$gcc\" \\
+    \"$lib/Scrt1.o\" \"$lib/crti.o\" \"$gcc/crtbeginS.o\" \"\$@\" \"$gcc/crtendS.o\" \"$lib/crtn.o\""
 
 say "trying it"
 cat >"$work/try.rs" <<'END'

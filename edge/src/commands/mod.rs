@@ -18,6 +18,7 @@ pub mod bench;
 pub mod capture;
 pub mod doctor;
 pub mod embed;
+pub mod plan;
 pub mod query;
 pub mod run;
 
@@ -64,6 +65,8 @@ pub enum Command {
     /// Looks at all that this device needs, and says what to do about what is missing; takes the flags of run
     #[command(mut_arg("once", |arg| arg.hide(true)))]
     Doctor(doctor::DoctorArgs),
+    /// Writes the query network as a plan, the file that a microcontroller runs
+    Plan(plan::PlanArgs),
 }
 
 /// Where the query network is.

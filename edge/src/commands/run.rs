@@ -337,7 +337,7 @@ impl Producer {
 fn is_the_networks(error: &(dyn std::error::Error + 'static)) -> bool {
     match error.downcast_ref() {
         Some(QueryModelError::Embed(EmbedError::Network(_))) => true,
-        Some(QueryModelError::Embed(EmbedError::NoDirection { norm })) => !norm.is_finite(),
+        Some(QueryModelError::Embed(EmbedError::NoDirection(found))) => !found.norm.is_finite(),
         _ => false,
     }
 }

@@ -12,23 +12,33 @@ pub fn write(path: &Path, dimension: usize, rows: &[Vec<f32>]) -> io::Result<()>
     if rows.iter().any(|row| row.len() != dimension) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "embeddings of different dimensions"));
     }
+    write_whole(path, |file| {
+        file.write_all(&header(rows.len(), dimension))?;
+        rows.iter().flatten().try_for_each(|x| file.write_all(&x.to_le_bytes()))
+    })
+}
+
+/// Writes a file, whole or not at all.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}.new", std::process::id()));
     let draft = PathBuf::from(draft);
-    let written = write_draft(&draft, dimension, rows).and_then(|()| fs::rename(&draft, path));
+    let write_draft = || {
+        let mut file = BufWriter::new(File::create(&draft)?);
+        write(&mut file)?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    };
+    let written = write_draft().and_then(|()| fs::rename(&draft, path));
     if written.is_err() {
         let _ = fs::remove_file(&draft);
     }
     written
-}
-
-fn write_draft(draft: &Path, dimension: usize, rows: &[Vec<f32>]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(draft)?);
-    file.write_all(&header(rows.len(), dimension))?;
-    for x in rows.iter().flatten() {
-        file.write_all(&x.to_le_bytes())?;
-    }
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// Magic, version, length and a Python literal, padded so that the data begins at a multiple of 64 bytes.

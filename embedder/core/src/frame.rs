@@ -1,9 +1,11 @@
 //! Pictures as cameras give them, borrowed from the driver's buffers.
 
+#[cfg(not(target_os = "none"))]
 use image::RgbImage;
 use thiserror::Error;
 
-use crate::photo::PHOTO_SIDE_MAX;
+/// The longest side of a photo, in pixels.
+pub const PHOTO_SIDE_MAX: u32 = 16_384;
 
 /// Why bytes are no frame.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -69,7 +71,7 @@ impl Colours {
         let [red, blue] = self.weights;
         let green = 1.0 - red - blue;
         let (luma, chroma) = if self.full_range { (1.0, 1.0) } else { (255.0 / 219.0, 255.0 / 224.0) };
-        let fixed = |x: f64| (x * f64::from(1 << FRACTION)).round() as i32;
+        let fixed = |x: f64| libm::round(x * f64::from(1 << FRACTION)) as i32;
         ColourMatrix {
             black: if self.full_range { 0 } else { 16 },
             luma: fixed(luma),
@@ -126,6 +128,17 @@ pub(crate) enum Pixels<'a> {
 }
 
 impl<'a> Frame<'a> {
+    /// A frame in RGB, three bytes a pixel and no gaps.
+    ///
+    /// # Errors
+    /// [`FrameError`]
+    pub fn rgb([width, height]: [u32; 2], bytes: &'a [u8]) -> Result<Self, FrameError> {
+        check_sides([width, height], [1, 1], "RGB", "any")?;
+        let needed = 3 * width as usize * height as usize;
+        check_length(bytes, needed)?;
+        Ok(Self { width, height, pixels: Pixels::Rgb(&bytes[..needed]) })
+    }
+
     /// A frame in YUYV (V4L2's `YUYV`, also `YUY2`): 4:2:2, its rows `stride` bytes apart.
     ///
     /// # Errors
@@ -171,6 +184,7 @@ impl<'a> Frame<'a> {
     }
 }
 
+#[cfg(not(target_os = "none"))]
 impl Frame<'_> {
     /// A copy in RGB: pixels that share a chroma have the same.
     pub fn to_rgb(&self) -> RgbImage {
@@ -202,6 +216,7 @@ impl Frame<'_> {
     }
 }
 
+#[cfg(not(target_os = "none"))]
 impl<'a> From<&'a RgbImage> for Frame<'a> {
     fn from(photo: &'a RgbImage) -> Self {
         Self { width: photo.width(), height: photo.height(), pixels: Pixels::Rgb(photo.as_raw()) }
@@ -276,5 +291,9 @@ mod tests {
         assert_eq!(nv12([4, 4], 4, 23), Err(FrameError::Short { found: 23, needed: 24 }));
         assert!(matches!(nv12([4, 3], 4, 64), Err(FrameError::Size { .. })));
         assert!(matches!(nv12([4, 4], 5, 64), Err(FrameError::Stride { .. })));
+        let rgb = |size, length| Frame::rgb(size, &bytes[..length]).map(|_| ());
+        assert_eq!(rgb([3, 5], 64), Ok(()));
+        assert_eq!(rgb([3, 5], 44), Err(FrameError::Short { found: 44, needed: 45 }));
+        assert!(matches!(rgb([0, 5], 64), Err(FrameError::Size { .. })));
     }
 }

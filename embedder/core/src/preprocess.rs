@@ -1,7 +1,14 @@
 //! Pixels to the network's input tensor.
 
+use alloc::borrow::ToOwned as _;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+#[cfg(not(target_os = "none"))]
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +58,9 @@ impl Preprocessing {
     }
 
     /// The tensor of a photo: `[3, height, width]`, row-major, RGB planes. Whoever makes many has a [`Preprocessor`].
+    #[cfg(not(target_os = "none"))]
     pub fn tensor(&self, photo: &RgbImage) -> Vec<f32> {
-        let mut tensor = vec![0.0; self.tensor_len()];
+        let mut tensor = alloc::vec![0.0; self.tensor_len()];
         Preprocessor::new(*self).tensor_into(&photo.into(), &mut tensor);
         tensor
     }
@@ -77,11 +85,11 @@ impl Preprocessor {
     pub fn new(preprocessing: Preprocessing) -> Self {
         let Preprocessing { mean, std, .. } = preprocessing;
         let of_channel = |channel: usize| {
-            std::array::from_fn(|level| (level as f32 / 255.0 - mean[channel]) / std[channel])
+            core::array::from_fn(|level| (level as f32 / 255.0 - mean[channel]) / std[channel])
         };
         Self {
             preprocessing,
-            values: Box::new(std::array::from_fn(of_channel)),
+            values: Box::new(core::array::from_fn(of_channel)),
             resizer: Resizer::new(),
             resized: Vec::new(),
             chroma: Vec::new(),
