@@ -18,7 +18,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-arm-embedder edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge soak bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo test test-arm test-arm-embedder test-machine edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -41,6 +41,10 @@ test-arm: ## the tests of quantizer and kernels for 64-bit ARM (what is written 
 # With the feature, for `bench-embed` has it: then the engine is built once for both.
 test-arm-embedder: ## the embedder's own tests there too: its operators against the engine's (half an hour to build the first time)
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/cargo.sh test --release -p glimpse-embedder --features onnxruntime --lib --tests
+
+test-machine: ## camera and button of an emulated board (after `make edge-arm`; fetches Debian's kernel and qemu, 130 MB, installed nowhere)
+	$(CARGO) build --release -p glimpse-edge -p glimpse-gallery
+	$(CARGO) test --release -p glimpse-tests --test emulated_machine -- --nocapture
 
 edge-arm: ## glimpse-edge for aarch64 and armv7 and a Debian package of each, into target/edge (an hour to build the first time)
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/edge.sh target/edge

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use glimpse_protocol::device::{
-    Actions, CameraSize, CameraSource, Device, GpioLine, Outbox, Security, ServerAddress, TriggerKind,
-    Updates, WebhookUrl,
+    Actions, CameraFormat, CameraSize, CameraSource, Device, GpioLine, Outbox, Security, ServerAddress,
+    TriggerKind, Updates, WebhookUrl,
 };
 use glimpse_protocol::{Codec, DeviceId};
 
@@ -21,6 +21,8 @@ pub struct Settings<'a> {
     pub camera: &'a CameraSource,
     /// How large they should be.
     pub camera_size: CameraSize,
+    /// How a camera of V4L2 should send them; `None`: as costs least.
+    pub camera_format: Option<CameraFormat>,
     /// When they are taken.
     pub trigger: TriggerKind,
     /// How sharp they have to be.
@@ -93,6 +95,15 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             comment: "How large photos of v4l2 and rpicam should be; the nearest size that the camera has is taken.",
             line: assignment("camera_size", quoted(&settings.camera_size.to_string())),
             is_set: settings.camera_size != Device::CAMERA_SIZE_DEFAULT,
+        },
+        Entry {
+            comment: "How a camera of v4l2 sends its photos: nv12, yuyv, or mjpeg, which takes the least of a USB bus. Left out, it is the \
+                      one of the right size that takes the least work.",
+            line: assignment(
+                "camera_format",
+                quoted(&settings.camera_format.unwrap_or(CameraFormat::Mjpeg).to_string()),
+            ),
+            is_set: settings.camera_format.is_some(),
         },
         Entry {
             comment: "When photos are taken: always, interval:SECONDS, motion, or button. Left out, a camera takes one every ten seconds, \
@@ -361,6 +372,7 @@ mod tests {
             server,
             camera,
             camera_size: Device::CAMERA_SIZE_DEFAULT,
+            camera_format: None,
             trigger: camera.trigger_default(),
             sharpness_min: camera.sharpness_min_default(),
             bundle,
@@ -424,6 +436,7 @@ mod tests {
         let settings = Settings {
             device: Some(&name),
             camera_size: CameraSize { width: 640, height: 480 },
+            camera_format: Some(CameraFormat::Yuyv),
             trigger: TriggerKind::Button,
             sharpness_min: 2.5,
             model: Some(Path::new("q \" 1.onnx")),
@@ -447,6 +460,7 @@ mod tests {
             (Some(name.clone()), server.clone(), camera.clone())
         );
         assert_eq!(device.camera_size, CameraSize { width: 640, height: 480 });
+        assert_eq!(device.camera_format, Some(CameraFormat::Yuyv));
         assert_eq!((device.trigger, device.sharpness_min), (TriggerKind::Button, 2.5));
         assert_eq!((device.bundle.as_deref(), device.top_k), (Some(Path::new(strange)), 3));
         assert_eq!(device.model.as_deref(), Some(Path::new("q \" 1.onnx")));

@@ -25,11 +25,12 @@ mod actions;
 pub use actions::{Actions, GpioLine, Webhook, WebhookUrl, similarity, similarity_of_text};
 
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 31] = [
+pub const KEYS: [&str; 32] = [
     "device",
     "server",
     "camera",
     "camera_size",
+    "camera_format",
     "trigger",
     "sharpness_min",
     "bundle",
@@ -193,6 +194,9 @@ pub enum ValueError {
         "expected WIDTHxHEIGHT, such as 1280x720, with sides of {} to {} pixels", CAMERA_SIDE.start(), CAMERA_SIDE.end()
     )]
     CameraSize,
+    /// How a camera sends its pictures.
+    #[error("expected nv12, yuyv or mjpeg")]
+    CameraFormat,
     /// When photos are taken.
     #[error(
         "expected always, motion, button, or interval:SECONDS with {} to {} seconds", INTERVAL_MIN.as_secs_f64(), INTERVAL_MAX.as_secs()
@@ -353,6 +357,37 @@ impl FromStr for CameraSize {
 impl fmt::Display for CameraSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+/// How a camera that the kernel serves sends its pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CameraFormat {
+    /// 4:2:0 in two planes.
+    Nv12,
+    /// 4:2:2.
+    Yuyv,
+    /// One JPEG a picture.
+    Mjpeg,
+}
+
+impl CameraFormat {
+    const NAMES: [(Self, &str); 3] = [(Self::Nv12, "nv12"), (Self::Yuyv, "yuyv"), (Self::Mjpeg, "mjpeg")];
+}
+
+impl FromStr for CameraFormat {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let found = Self::NAMES.into_iter().find(|(_, name)| *name == text);
+        found.map(|(format, _)| format).ok_or(ValueError::CameraFormat)
+    }
+}
+
+impl fmt::Display for CameraFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = Self::NAMES.into_iter().find(|(format, _)| format == self);
+        f.write_str(named.map_or("", |(_, name)| name))
     }
 }
 
@@ -543,6 +578,8 @@ pub struct RawDevice {
     pub camera: Option<CameraSource>,
     /// `camera_size`: how large photos should be.
     pub camera_size: Option<CameraSize>,
+    /// `camera_format`: how a camera of V4L2 should send them.
+    pub camera_format: Option<CameraFormat>,
     /// `trigger`: when photos are taken.
     pub trigger: Option<TriggerKind>,
     /// `sharpness_min`: how sharp they have to be.
@@ -644,6 +681,8 @@ pub struct Device {
     pub camera: CameraSource,
     /// How large they should be; a folder's and a video's are as they are.
     pub camera_size: CameraSize,
+    /// How a camera of V4L2 should send them; `None`: as costs least.
+    pub camera_format: Option<CameraFormat>,
     /// When they are taken.
     pub trigger: TriggerKind,
     /// How sharp they have to be, in the measure of `glimpse-edge capture`; 0 takes blurred ones too.
@@ -739,6 +778,7 @@ impl RawDevice {
                 self.camera = Some(camera.based_on(base));
             }
             "camera_size" => self.camera_size = Some(text()?.parse().map_err(|e| wrong(&e))?),
+            "camera_format" => self.camera_format = Some(text()?.parse().map_err(|e| wrong(&e))?),
             "trigger" => self.trigger = Some(text()?.parse().map_err(|e| wrong(&e))?),
             "sharpness_min" => {
                 self.sharpness_min =
@@ -815,6 +855,7 @@ impl RawDevice {
             server: self.server.or(below.server),
             camera: self.camera.or(below.camera),
             camera_size: self.camera_size.or(below.camera_size),
+            camera_format: self.camera_format.or(below.camera_format),
             trigger: self.trigger.or(below.trigger),
             sharpness_min: self.sharpness_min.or(below.sharpness_min),
             bundle: self.bundle.or(below.bundle),
@@ -904,6 +945,7 @@ impl RawDevice {
                 name: self.device,
                 server,
                 camera_size: self.camera_size.unwrap_or(Device::CAMERA_SIZE_DEFAULT),
+                camera_format: self.camera_format,
                 trigger: self.trigger.unwrap_or_else(|| match &self.button {
                     Some(_) => TriggerKind::Button,
                     None => camera.trigger_default(),
@@ -1083,7 +1125,7 @@ mod tests {
     }
 
     const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\n\
-                         camera_size = '640x480'\ntrigger = 'button'\nsharpness_min = 0x2\nbundle = '/opt/b'\n\
+                         camera_size = '640x480'\ncamera_format = 'mjpeg'\ntrigger = 'button'\nsharpness_min = 0x2\nbundle = '/opt/b'\n\
                          model = 'm.onnx'\ncodebook = 'c.safetensors'\ncodec = 'pq'\ntop_k = 0x14\ntimeout = 2.5\n\
                          password_file = '/run/secret'\nca = 'ca.pem'\ncertificate = 'door-1.pem'\nkey = 'door-1.key'\nstate = '/var/lib/glimpse'\n\
                          model_key = '000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'\n\
@@ -1099,6 +1141,7 @@ mod tests {
         assert_eq!(device.server.to_string(), "mqtts://gallery.local:8883");
         assert_eq!(device.camera.to_string(), "folder:/etc/glimpse/photos");
         assert_eq!(device.camera_size, CameraSize { width: 640, height: 480 });
+        assert_eq!(device.camera_format, Some(CameraFormat::Mjpeg));
         assert_eq!(device.trigger, TriggerKind::Button);
         assert_eq!(device.sharpness_min, 2.0);
         assert_eq!(device.bundle, Some("/opt/b".into()));
@@ -1152,7 +1195,7 @@ mod tests {
                 "line 2: top-k: unknown key: write top_k",
                 "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, \
                  or mqtts://HOST:PORT for TLS",
-                "line 5: thing: unknown key: the keys are device, server, camera, camera_size, trigger, sharpness_min, bundle, model, codebook, codec, \
+                "line 5: thing: unknown key: the keys are device, server, camera, camera_size, camera_format, trigger, sharpness_min, bundle, model, codebook, codec, \
                  top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours, \
                  unknown_below, exec, webhook, webhook_token_file, webhook_ca, led, led_unknown, button, keep_alive, queries_per_minute",
                 "line 6: camera: expected folder:DIR, the photos in a folder; v4l2:/dev/videoN, a USB camera; rpicam, a \
@@ -1379,7 +1422,7 @@ mod tests {
         ] {
             let device = read(&format!("server = 'a'\nmodel = '/m'\ncamera = '{camera}'")).unwrap();
             assert_eq!((device.trigger.to_string().as_str(), device.sharpness_min), (trigger, sharpness));
-            assert_eq!(device.camera_size.to_string(), "1280x720");
+            assert_eq!((device.camera_size.to_string().as_str(), device.camera_format), ("1280x720", None));
         }
     }
 
@@ -1398,6 +1441,16 @@ mod tests {
                 "line 5: button: is not looked at with trigger = \"motion\": write trigger = \"button\", or leave one out",
             ],
         );
+    }
+
+    #[test]
+    fn formats_have_names() {
+        for name in ["nv12", "yuyv", "mjpeg"] {
+            assert_eq!(name.parse::<CameraFormat>().unwrap().to_string(), name);
+        }
+        for text in ["", "NV12", "jpeg", "yuyv "] {
+            assert_eq!(text.parse::<CameraFormat>(), Err(ValueError::CameraFormat), "{text}");
+        }
     }
 
     #[test]

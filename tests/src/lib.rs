@@ -20,6 +20,7 @@
 //! - [`plugs`]: devices that are killed at random moments.
 //! - [`emulated`]: `glimpse-edge` for ARM, in an emulator.
 //! - [`microcontroller`]: `glimpse-mcu` on an emulated board, with a gateway at its serial line.
+//! - [`machine`]: a board with a camera and a button, emulated as a whole.
 //! - [`demo`]: what `make demo` runs.
 //!
 //! This crate links no program of ours: what it knows of them is what a user knows.
@@ -35,6 +36,8 @@ pub mod fixture;
 pub mod foreign;
 pub mod link;
 pub mod load;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod machine;
 #[cfg(target_os = "linux")]
 pub mod microcontroller;
 pub mod mosquitto;

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use glimpse_embedder::RgbImage;
-use glimpse_protocol::device::{self, CameraSize, CameraSource, Device};
+use glimpse_protocol::device::{self, CameraFormat, CameraSize, CameraSource, Device};
 use serde::Serialize;
 
-use crate::linux::camera::{Photo, Source};
+use crate::linux::camera::{Photo, Source, Wanted};
 use crate::linux::output::printable;
 use crate::ports::Capture;
 use crate::vision::Quality;
@@ -25,6 +25,9 @@ pub struct CaptureArgs {
     /// How large the photo should be
     #[arg(long, value_name = "WIDTHxHEIGHT", default_value_t = Device::CAMERA_SIZE_DEFAULT)]
     pub camera_size: CameraSize,
+    /// How a camera of v4l2 sends it: nv12, yuyv or mjpeg [default: as takes the least work]
+    #[arg(long, value_name = "FORMAT")]
+    pub camera_format: Option<CameraFormat>,
     /// How sharp it has to be, to be called good
     #[arg(long, value_name = "SHARPNESS", value_parser = device::sharpness_of_text, default_value_t = Device::SHARPNESS_MIN_LIVE)]
     pub sharpness_min: f32,
@@ -58,7 +61,8 @@ struct Told<'a> {
 /// A camera that gives none, and a file that cannot be written.
 pub fn run(args: &CaptureArgs) -> anyhow::Result<ExitCode> {
     args.out.as_deref().map(check_name).transpose()?;
-    let mut source = Source::new(&args.camera, args.camera_size, true);
+    let wanted = Wanted { size: args.camera_size, format: args.camera_format };
+    let mut source = Source::new(&args.camera, wanted, true);
     let photo = match source.photo()? {
         Capture::Photo(photo) => photo,
         Capture::NotYet | Capture::End => anyhow::bail!("{} has no photo", args.camera),
@@ -146,6 +150,7 @@ mod tests {
         CaptureArgs {
             camera: camera.parse().unwrap(),
             camera_size: Device::CAMERA_SIZE_DEFAULT,
+            camera_format: None,
             sharpness_min: 0.5,
             out,
             json: false,

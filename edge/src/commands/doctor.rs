@@ -11,6 +11,7 @@ use glimpse_protocol::device::Device;
 
 use super::model_files;
 use super::run::{self, RunArgs};
+use crate::linux::camera::Wanted;
 use crate::linux::credentials::Credentials;
 use crate::linux::doctor::{self, Finding, files, network, system};
 use crate::linux::host;
@@ -89,7 +90,7 @@ fn examine_device(device: &Device, tell: &mut dyn FnMut(Finding)) {
     if let Some(updates) = &device.updates {
         tell(system::folder("state", &updates.state, 0));
     }
-    tell(files::camera(&device.camera, device.camera_size, device.sharpness_min));
+    tell(files::camera(&device.camera, Wanted::of(device), device.sharpness_min));
     let lines = [
         ("led", &device.actions.led),
         ("led_unknown", &device.actions.led_unknown),

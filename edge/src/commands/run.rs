@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use glimpse_embedder::EmbedError;
-use glimpse_protocol::device::{self, CameraSize, CameraSource, Device, RawDevice, TriggerKind};
+use glimpse_protocol::device::{
+    self, CameraFormat, CameraSize, CameraSource, Device, RawDevice, TriggerKind,
+};
 use glimpse_protocol::{ErrorCode, QueryId};
 
 use super::query::{Pending, embed_query, not_asked};
@@ -29,7 +31,7 @@ use crate::backoff::{Backoff, Jitter};
 use crate::client::{GiveUp, Patience};
 use crate::duty::Duty;
 use crate::linux::actions::Actions;
-use crate::linux::camera::{CameraError, Photo, Watch};
+use crate::linux::camera::{CameraError, Photo, Wanted, Watch};
 use crate::linux::credentials::Credentials;
 use crate::linux::gpio::ButtonLine;
 use crate::linux::host::{self, Stop, SystemClock};
@@ -73,6 +75,9 @@ pub struct RunArgs {
     /// How large photos of v4l2 and rpicam should be [default: 1280x720]
     #[arg(long, value_name = "WIDTHxHEIGHT")]
     pub camera_size: Option<CameraSize>,
+    /// How a camera of v4l2 sends them: nv12, yuyv or mjpeg [default: as takes the least work]
+    #[arg(long, value_name = "FORMAT")]
+    pub camera_format: Option<CameraFormat>,
     /// When photos are taken: always, motion, button or interval:SECONDS [default: interval:10; of folder and video: always]
     #[arg(long, value_name = "WHEN")]
     pub trigger: Option<TriggerKind>,
@@ -126,7 +131,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let button = device.button.as_ref().map(ButtonLine::open).transpose()?;
     let trigger = (device.trigger, button);
-    let camera = Watch::new(&device.camera, device.camera_size, trigger, device.sharpness_min, once);
+    let camera = Watch::new(&device.camera, Wanted::of(&device), trigger, device.sharpness_min, once);
     let waiting = device.outbox.as_ref().map(Waiting::open).transpose()?;
 
     let name = device.name.clone().map_or_else(host::device_name, Ok)?;
@@ -210,8 +215,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 pub(super) fn configuration(args: RunArgs) -> anyhow::Result<Device> {
     let flags = {
         let mut raw = raw_device(args.model, args.flags, args.camera);
-        (raw.camera_size, raw.trigger, raw.sharpness_min) =
-            (args.camera_size, args.trigger, args.sharpness_min);
+        (raw.camera_size, raw.camera_format) = (args.camera_size, args.camera_format);
+        (raw.trigger, raw.sharpness_min) = (args.trigger, args.sharpness_min);
         (raw.state, raw.model_key) = (args.updates.state, args.updates.model_key);
         (raw.outbox, raw.outbox_mb, raw.outbox_hours) = (args.outbox, args.outbox_mb, args.outbox_hours);
         args.actions.into_raw(&mut raw);

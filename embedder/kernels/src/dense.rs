@@ -21,14 +21,27 @@ use crate::lanes::{Lanes, Plain};
 use crate::shape::{Line, flat, flat_mut, lines_f32, values};
 use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 
-/// Bytes of input that are kept near while all panels look at them: half of a small second-level cache.
+/// Bytes of input and output that are kept near while all panels look at the one and write to the other: half of a small
+/// second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
+
+/// Bytes of an output that is not in a second-level cache when it is written, and so asked for beforehand: stores wait for one another.
+const FAR_BYTES: usize = 1 << 20;
 
 /// Windows that all panels look at together, at least: weights of deep layers are larger than the windows.
 const BLOCK_ROWS_MIN: usize = 64;
 
-/// Registers in a panel, at most.
+/// Registers in a panel, at most, of any set of instructions.
 const REGISTERS_MAX: usize = 3;
+
+/// Registers in a panel, at most. With sixteen in all, twelve sums of three by four would leave one for a value of the input, and the
+/// compiler then puts a sum aside at every step, which takes twice the time.
+const fn registers_max(isa: Isa) -> usize {
+    if matches!(isa, Isa::Avx2) { 2 } else { REGISTERS_MAX }
+}
+
+/// Values of a window that are multiplied before the loop looks whether there are more.
+const UNROLLED: usize = 4;
 
 /// How an image lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -308,7 +321,7 @@ fn panels(isa: Isa, outputs: usize, depth: usize) -> (Vec<Panel>, usize, usize) 
     let width = isa.width();
     let mut panels = Vec::new();
     let (mut weights, mut bias, mut channel) = (0, 0, 0);
-    for registers in panel_widths(outputs.div_ceil(width), REGISTERS_MAX) {
+    for registers in panel_widths(outputs.div_ceil(width), registers_max(isa)) {
         let end = (channel + registers * width).min(outputs);
         panels.push(Panel { channels: channel..end, registers, weights, bias });
         // A panel begins at a boundary of 64 bytes.
@@ -368,6 +381,8 @@ struct Tile<'a> {
     /// Output channels in the last register.
     last: usize,
     clamp: Clamp,
+    /// Whether the output has to come from beyond the nearer caches.
+    far: bool,
 }
 
 /// A tile's function, see [`tile`].
@@ -381,42 +396,46 @@ type Tiles = [&'static [RunTile]; REGISTERS_MAX];
 unsafe fn multiply<L: Lanes>(dense: &Dense, runs: &[Run], rows: Rows, tiles: &Tiles) {
     let outputs = dense.channels[1];
     let (weights, bias) = (flat(&dense.weights), flat(&dense.bias));
-    // Rows of all panels while the windows are near, rather than each panel over all of the image.
-    let most = (BLOCK_BYTES / 4 / dense.depth()).max(BLOCK_ROWS_MIN);
+    // Rows of all panels while the windows are near, rather than each panel over all of the image. A panel writes some channels of each
+    // pixel, and so parts of lines that the next one writes the rest of.
+    let most = (BLOCK_BYTES / 4 / (dense.depth() + outputs)).max(BLOCK_ROWS_MIN);
+    let far = rows.count * outputs * size_of::<f32>() >= FAR_BYTES;
     let mut done = 0;
     while done < rows.count {
         let block = most.min(rows.count - done);
         for panel in &dense.panels {
             let run = tiles[panel.registers - 1];
             let parts = block.div_ceil(run.len());
-            let mut first = done;
-            for part in 0..parts {
+            let skip = done * outputs + panel.channels.start;
+            let lanes = (panel.registers - 1) * L::WIDTH;
+            // SAFETY: rows `done..done + block` are among the caller's, and the panel's weights, as many for each value as it has
+            // lanes, and its bias lie where it says. The output channels of the panel begin at its first.
+            unsafe {
+                let mut tile = Tile {
+                    runs,
+                    from: rows.from.add(done * rows.step),
+                    step: rows.step,
+                    weights: weights[panel.weights..].as_ptr(),
+                    bias: bias[panel.bias..].as_ptr(),
+                    to: rows.to.add(skip),
+                    residual: if rows.residual.is_null() { rows.residual } else { rows.residual.add(skip) },
+                    outputs,
+                    last: panel.channels.len() - lanes,
+                    clamp: dense.clamp,
+                    far,
+                };
                 // As equal as can be: a tile of one row waits for its sums.
-                let count = block / parts + usize::from(part < block % parts);
-                let skip = first * outputs + panel.channels.start;
-                let lanes = (panel.registers - 1) * L::WIDTH;
-                // SAFETY: rows `first..first + count` are among the caller's, and the panel's weights, as many for each value
-                // as it has lanes, and its bias lie where it says. The output channels of the panel begin at its first.
-                unsafe {
-                    let tile = Tile {
-                        runs,
-                        from: rows.from.add(first * rows.step),
-                        step: rows.step,
-                        weights: weights[panel.weights..].as_ptr(),
-                        bias: bias[panel.bias..].as_ptr(),
-                        to: rows.to.add(skip),
-                        residual: if rows.residual.is_null() {
-                            rows.residual
-                        } else {
-                            rows.residual.add(skip)
-                        },
-                        outputs,
-                        last: panel.channels.len() - lanes,
-                        clamp: dense.clamp,
-                    };
+                let (each, more) = (block / parts, block % parts);
+                for part in 0..parts {
+                    let count = each + usize::from(part < more);
                     run[count - 1](&tile);
+                    // After the last nothing is read from there.
+                    tile.from = tile.from.wrapping_add(count * rows.step);
+                    tile.to = tile.to.wrapping_add(count * outputs);
+                    if !tile.residual.is_null() {
+                        tile.residual = tile.residual.wrapping_add(count * outputs);
+                    }
                 }
-                first += count;
             }
         }
         done += block;
@@ -432,6 +451,13 @@ unsafe fn multiply<L: Lanes>(dense: &Dense, runs: &[Run], rows: Rows, tiles: &Ti
 unsafe fn tile<L: Lanes, const ROWS: usize, const REGISTERS: usize>(tile: &Tile<'_>) {
     // SAFETY: the caller's, for every line.
     unsafe {
+        if tile.far {
+            for pixel in 0..ROWS {
+                let to = tile.to.add(pixel * tile.outputs);
+                L::will_store(to);
+                L::will_store(to.add((REGISTERS - 1) * L::WIDTH + tile.last - 1));
+            }
+        }
         let start: [L; REGISTERS] = core::array::from_fn(|r| L::load(tile.bias.add(r * L::WIDTH)));
         let mut sums = [start; ROWS];
         let mut weights = tile.weights;
@@ -452,14 +478,17 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const REGISTERS: usize>(tile: &Tile<
                     value += 4;
                 }
             }
-            for value in value..run.length {
-                let row: [L; REGISTERS] = core::array::from_fn(|r| L::load(weights.add(r * L::WIDTH)));
-                for (pixel, sums) in sums.iter_mut().enumerate() {
-                    let x = L::splat(*from.add(pixel * tile.step + value));
-                    for (sum, weights) in sums.iter_mut().zip(row) {
-                        *sum = sum.mul_add(x, weights);
+            if L::VALUES == 1 {
+                while value + UNROLLED <= run.length {
+                    for value in value..value + UNROLLED {
+                        one::<L, ROWS, REGISTERS>(&mut sums, from.add(value), tile.step, weights);
+                        weights = weights.add(REGISTERS * L::WIDTH);
                     }
+                    value += UNROLLED;
                 }
+            }
+            for value in value..run.length {
+                one::<L, ROWS, REGISTERS>(&mut sums, from.add(value), tile.step, weights);
                 weights = weights.add(REGISTERS * L::WIDTH);
             }
         }
@@ -479,6 +508,29 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const REGISTERS: usize>(tile: &Tile<
                 } else {
                     sum.store_first(tile.to.add(at), tile.last);
                 }
+            }
+        }
+    }
+}
+
+/// Reads a value of each row and multiplies it with its weights.
+///
+/// # Safety
+/// As [`tile`], whose weights for that value these are; the value of the first row is at `from`.
+#[inline(always)]
+unsafe fn one<L: Lanes, const ROWS: usize, const REGISTERS: usize>(
+    sums: &mut [[L; REGISTERS]; ROWS],
+    from: *const f32,
+    step: usize,
+    weights: *const f32,
+) {
+    // SAFETY: the caller's, for every line.
+    unsafe {
+        let row: [L; REGISTERS] = core::array::from_fn(|r| L::load(weights.add(r * L::WIDTH)));
+        for (pixel, sums) in sums.iter_mut().enumerate() {
+            let x = L::splat(*from.add(pixel * step));
+            for (sum, weights) in sums.iter_mut().zip(row) {
+                *sum = sum.mul_add(x, weights);
             }
         }
     }
@@ -532,7 +584,7 @@ tiles!(avx512, __m512, #[target_feature(enable = "avx512f")]
 // 16 registers: up to 12 sums.
 #[cfg(target_arch = "x86_64")]
 tiles!(avx2, __m256, #[target_feature(enable = "avx2,fma")]
-    [1 2 3 4 5 6 7 8] [1 2 3 4 5 6] [1 2 3 4]);
+    [1 2 3 4 5 6 7 8 9 10 11 12] [1 2 3 4 5 6] []);
 // 32 registers of half the width: up to 24 sums, a value of each row and weights.
 #[cfg(target_arch = "aarch64")]
 tiles!(neon, Pair<float32x4_t>, #[target_feature(enable = "neon")]

@@ -18,6 +18,11 @@ pub(crate) trait Lanes: Copy {
     /// The first `count <= WIDTH` values, the others 0: nothing beyond is read.
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Says that there will be written, so that memory comes near in the meantime. Any pointer will do.
+    #[inline(always)]
+    unsafe fn will_store(to: *const f32) {
+        let _ = to;
+    }
     /// The first `count <= WIDTH` values: nothing beyond is written.
     unsafe fn store_first(self, to: *mut f32, count: usize);
     unsafe fn add(self, other: Self) -> Self;
@@ -181,6 +186,12 @@ mod x86 {
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: above.
             unsafe { _mm256_storeu_ps(to, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn will_store(to: *const f32) {
+            // SAFETY: above; a prefetch reads nothing.
+            unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(to.cast()) }
         }
 
         #[inline(always)]

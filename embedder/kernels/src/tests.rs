@@ -183,9 +183,9 @@ proptest! {
     #[test]
     fn depthwise_convolutions_are_what_they_are_defined_to_be(
         (window, image) in windows(), square in prop::option::of((prop::sample::select(vec![3_usize, 5]), 1_usize..=2)),
-        more in [0_usize..=24, 0_usize..=24], channels in 1_usize..=70, clamp in clamps(), seed: u64,
+        more in [0_usize..=36, 0_usize..=36], channels in 1_usize..=70, clamp in clamps(), seed: u64,
     ) {
-        // Half of them are those that have a kernel of their own.
+        // Half of them are those that have a kernel of their own, with planes and, where these would be too large, without.
         let (window, image) = match square {
             None => (window, image),
             Some((side, stride)) => {
@@ -421,6 +421,31 @@ fn what_is_no_number_stays_so() {
         let mut output = [0.0; 3];
         dense.run([3, 1], &[f32::NAN, 7.0, -1.0], None, &mut output);
         assert!(output[0].is_nan() && output[1..] == [6.0, 0.0], "{}: {output:?}", isa.name());
+    }
+}
+
+/// Kernels ask for the memory of outputs beforehand where it is more than a near cache holds.
+#[test]
+fn outputs_of_more_than_a_megabyte_are_those_of_their_parts() {
+    let (inputs, outputs, image) = (5, 83, [60, 61]);
+    let (input, weights) = (random(image[0] * image[1] * inputs, 1), random(inputs * outputs, 2));
+    for isa in Isa::available() {
+        let dense = Dense::new(
+            isa,
+            [inputs, outputs],
+            Window::POINT,
+            Layout::ChannelsLast,
+            (&weights, None),
+            Clamp::NONE,
+        );
+        let mut all = vec![f32::NAN; image[0] * image[1] * outputs];
+        assert!(all.len() * size_of::<f32>() > 1 << 20);
+        dense.run(image, &input, None, &mut all);
+        let mut part = vec![f32::NAN; image[1] * outputs];
+        for (row, expected) in all.chunks_exact(part.len()).enumerate() {
+            dense.run_rows(row..row + 1, image, &input, None, &mut part);
+            assert_eq!(part, expected, "{}, row {row}", isa.name());
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::shape::{Shape, Value};
 use crate::step::{Function, Operation, Step};
 
 /// What a file begins with; the last letter is raised with every change of what follows, or of how kernels pack weights.
-const MAGIC: &[u8; 8] = b"GLPLAN-A";
+const MAGIC: &[u8; 8] = b"GLPLAN-B";
 
 const FUNCTIONS: usize = 5;
 const OPERATIONS: [Operation; 4] = [Operation::Add, Operation::Multiply, Operation::Max, Operation::Min];

@@ -215,7 +215,11 @@ fn table(device: &Device) -> String {
         ("camera", device.camera.to_string()),
         (
             "size",
-            if device.camera.is_live() { device.camera_size.to_string() } else { "as it is".to_owned() },
+            match device.camera_format.filter(|_| matches!(device.camera, CameraSource::V4l2(_))) {
+                Some(format) => format!("{}, {format}", device.camera_size),
+                None if device.camera.is_live() => device.camera_size.to_string(),
+                None => "as it is".to_owned(),
+            },
         ),
         ("trigger", device.trigger.to_string()),
         ("sharpness", sharpness(device.sharpness_min)),

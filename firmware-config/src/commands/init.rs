@@ -9,8 +9,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use glimpse_protocol::device::{
-    self, CameraSize, CameraSource, Device, GpioLine, Outbox, Problems, RawDevice, ServerAddress,
-    TriggerKind, Updates, WebhookUrl,
+    self, CameraFormat, CameraSize, CameraSource, Device, GpioLine, Outbox, Problems, RawDevice,
+    ServerAddress, TriggerKind, Updates, WebhookUrl,
 };
 use glimpse_protocol::{Codec, DeviceId, ModelKey};
 
@@ -35,6 +35,9 @@ pub struct InitArgs {
     /// How large photos should be
     #[arg(long, value_name = "WIDTHxHEIGHT", default_value_t = Device::CAMERA_SIZE_DEFAULT)]
     pub camera_size: CameraSize,
+    /// How a camera of v4l2 sends them: nv12, yuyv or mjpeg [default: as takes the least work]
+    #[arg(long, value_name = "FORMAT")]
+    pub camera_format: Option<CameraFormat>,
     /// When photos are taken: always, motion, button or interval:SECONDS [default: interval:10; of files: always]
     #[arg(long, value_name = "WHEN")]
     pub trigger: Option<TriggerKind>,
@@ -160,6 +163,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         server: &args.server,
         camera: &args.camera,
         camera_size: args.camera_size,
+        camera_format: args.camera_format,
         trigger: args.trigger.unwrap_or_else(|| match &args.button {
             Some(_) => TriggerKind::Button,
             None => args.camera.trigger_default(),

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glimpse_embedder::PhotoError;
-use glimpse_protocol::device::{CameraSize, CameraSource};
+use glimpse_protocol::device::{CameraFormat, CameraSize, CameraSource, Device};
 use thiserror::Error;
 
 use crate::ports::{Camera as _, Capture, Error, ErrorKind};
@@ -95,6 +95,22 @@ impl Error for CameraError {
     }
 }
 
+/// How a live camera's photos should be. A Raspberry Pi's has a format of its own; those of files are as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// At least, where it has such.
+    pub size: CameraSize,
+    /// `None`: the one that takes the least work.
+    pub format: Option<CameraFormat>,
+}
+
+impl Wanted {
+    /// What a configuration says.
+    pub const fn of(device: &Device) -> Self {
+        Self { size: device.camera_size, format: device.camera_format }
+    }
+}
+
 /// A camera without a trigger: each call takes a photo.
 pub enum Source {
     /// The photos of a folder.
@@ -109,11 +125,11 @@ pub enum Source {
 
 impl Source {
     /// The camera that is named; nothing is opened yet. `once` ends with what a folder or video has now.
-    pub fn new(source: &CameraSource, size: CameraSize, once: bool) -> Self {
+    pub fn new(source: &CameraSource, wanted: Wanted, once: bool) -> Self {
         match source {
             CameraSource::Folder(folder) => Self::Folder(FolderCamera::new(folder.clone(), once)),
-            CameraSource::V4l2(path) => Self::V4l2(V4l2Camera::new(path.clone(), size)),
-            CameraSource::Rpicam => Self::Rpicam(RpicamCamera::new(size)),
+            CameraSource::V4l2(path) => Self::V4l2(V4l2Camera::new(path.clone(), wanted)),
+            CameraSource::Rpicam => Self::Rpicam(RpicamCamera::new(wanted.size)),
             CameraSource::Video(file) => Self::Video(VideoCamera::new(file.clone(), once)),
         }
     }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use glimpse_protocol::device::{CameraSize, CameraSource, TriggerKind};
+use glimpse_protocol::device::{CameraSource, TriggerKind};
 
 use super::picture::Photo;
-use super::{CameraError, Source};
+use super::{CameraError, Source, Wanted};
 use crate::linux::gpio::ButtonLine;
 use crate::linux::host::SystemClock;
 use crate::linux::output::chain;
@@ -39,14 +39,14 @@ impl Watch {
     /// Watches a camera. Files were all taken on purpose: they are screened only where `sharpness_min` is above 0.
     pub fn new(
         camera: &CameraSource,
-        size: CameraSize,
+        wanted: Wanted,
         (trigger, button): (TriggerKind, Option<ButtonLine>),
         sharpness_min: f32,
         once: bool,
     ) -> Self {
         let is_screened = camera.is_live() || sharpness_min > 0.0;
         Self {
-            source: Source::new(camera, size, once),
+            source: Source::new(camera, wanted, once),
             trigger: trigger_of(trigger, button),
             screen: is_screened.then(|| Screen::new(sharpness_min)),
             clock: SystemClock::start(),
@@ -222,14 +222,16 @@ impl Trigger for OnPress {
 mod tests {
     use super::super::video::tests::y4m;
     use super::*;
+    use glimpse_protocol::device::CameraSize;
+
+    const WANTED: Wanted = Wanted { size: CameraSize { width: 640, height: 480 }, format: None };
 
     /// What `run --once` would take of a video: numbers of frames.
     fn taken(video: &[u8], trigger: &str, sharpness_min: f32) -> (Vec<u32>, u64) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), video).unwrap();
         let camera = CameraSource::Video(file.path().into());
-        let size = CameraSize { width: 640, height: 480 };
-        let mut watch = Watch::new(&camera, size, (trigger.parse().unwrap(), None), sharpness_min, true);
+        let mut watch = Watch::new(&camera, WANTED, (trigger.parse().unwrap(), None), sharpness_min, true);
         let mut numbers = Vec::new();
         for _ in 0..10_000 {
             match watch.capture().unwrap() {
@@ -281,13 +283,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), y4m(&[100; 5])).unwrap();
         let camera = CameraSource::Video(file.path().into());
-        let mut watch = Watch::new(
-            &camera,
-            CameraSize { width: 640, height: 480 },
-            (TriggerKind::Always, None),
-            0.0,
-            false,
-        );
+        let mut watch = Watch::new(&camera, WANTED, (TriggerKind::Always, None), 0.0, false);
         let begun = std::time::Instant::now();
         let mut photos = 0;
         while photos < 8 {

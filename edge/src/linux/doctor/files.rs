@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use glimpse_embedder::test_photo;
-use glimpse_protocol::device::{CameraSize, CameraSource, Device, GpioLine};
+use glimpse_protocol::device::{CameraSource, Device, GpioLine};
 
 use super::Finding;
 use crate::linux::actions;
-use crate::linux::camera::Source;
+use crate::linux::camera::{Source, Wanted};
 use crate::linux::credentials::Credentials;
 use crate::linux::gpio::{self, GpioError};
 use crate::linux::model::{Encoder, ModelFiles, QueryModel};
@@ -22,9 +22,9 @@ use crate::vision::Quality;
 const COSINE_MAX: f32 = 0.9999;
 
 /// The camera: takes a photo with it.
-pub fn camera(camera: &CameraSource, size: CameraSize, sharpness_min: f32) -> Finding {
+pub fn camera(camera: &CameraSource, wanted: Wanted, sharpness_min: f32) -> Finding {
     const CHECK: &str = "camera";
-    let mut source = Source::new(camera, size, true);
+    let mut source = Source::new(camera, wanted, true);
     match source.photo() {
         Ok(Capture::Photo(photo)) => {
             let [width, height] = photo.picture.size();
@@ -181,12 +181,13 @@ pub fn line(key: &'static str, line: &GpioLine) -> Finding {
 mod tests {
     use super::super::Status;
     use super::*;
+    use glimpse_protocol::device::CameraSize;
 
     #[test]
     fn a_folder_camera_has_a_photo_that_can_be_read() {
         let place = tempfile::tempdir().unwrap();
-        let size = CameraSize { width: 640, height: 480 };
-        let look = |path: &Path| camera(&CameraSource::Folder(path.to_owned()), size, 0.5);
+        let wanted = Wanted { size: CameraSize { width: 640, height: 480 }, format: None };
+        let look = |path: &Path| camera(&CameraSource::Folder(path.to_owned()), wanted, 0.5);
         let empty = look(place.path());
         assert_eq!(empty.status, Status::Warning);
         assert!(empty.advice.unwrap().contains(".jpg"));
@@ -197,7 +198,7 @@ mod tests {
         let bad = look(place.path());
         assert_eq!(bad.status, Status::Failure);
         assert!(bad.message.contains("a.jpg"), "{bad:?}");
-        let gone = camera(&CameraSource::V4l2("/dev/no-such-camera".into()), size, 0.5);
+        let gone = camera(&CameraSource::V4l2("/dev/no-such-camera".into()), wanted, 0.5);
         assert_eq!(gone.status, Status::Failure);
         assert!(gone.advice.unwrap().contains("/dev/v4l"));
         let gone = look(&place.path().join("gone"));

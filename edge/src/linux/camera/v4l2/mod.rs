@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use glimpse_embedder::Colours;
 use glimpse_embedder::photo::PHOTO_SIDE_MAX;
-use glimpse_protocol::device::CameraSize;
+use glimpse_protocol::device::{CameraFormat, CameraSize};
 use rustix::io::Errno;
 use thiserror::Error;
 
 use super::picture::{Photo, Picture, Pool};
-use super::{mjpeg, unix_time};
+use super::{Wanted, mjpeg, unix_time};
 use crate::ports::{Error, ErrorKind};
 use crate::vision::Settle;
 
@@ -81,6 +81,16 @@ impl Format {
             Self::Nv12 => [2, 2],
             Self::Yuyv => [2, 1],
             Self::Mjpeg => [1, 1],
+        }
+    }
+}
+
+impl From<CameraFormat> for Format {
+    fn from(format: CameraFormat) -> Self {
+        match format {
+            CameraFormat::Nv12 => Self::Nv12,
+            CameraFormat::Yuyv => Self::Yuyv,
+            CameraFormat::Mjpeg => Self::Mjpeg,
         }
     }
 }
@@ -246,6 +256,20 @@ pub enum V4l2Error {
         /// What it has.
         offered: String,
     },
+    /// It has others than the one that is wanted.
+    #[error(
+        "the camera {path} ({card}) gives no {wanted}, but {offered}: leave camera_format out, or name one of these"
+    )]
+    OtherFormat {
+        /// The device.
+        path: PathBuf,
+        /// What it calls itself.
+        card: String,
+        /// What it was asked for.
+        wanted: Format,
+        /// What it has.
+        offered: String,
+    },
     /// It was unplugged.
     #[error("the camera {path} is gone: was it unplugged?")]
     Gone {
@@ -287,7 +311,9 @@ pub enum V4l2Error {
 impl Error for V4l2Error {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotACamera { .. } | Self::NoFormat { .. } => ErrorKind::Configuration,
+            Self::NotACamera { .. } | Self::NoFormat { .. } | Self::OtherFormat { .. } => {
+                ErrorKind::Configuration
+            }
             // Also a permission that is missing: it is, for a moment, each time that a camera is plugged in.
             _ => ErrorKind::Unavailable,
         }
@@ -318,21 +344,21 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 pub struct V4l2Camera<O: Open = Nodes> {
     path: PathBuf,
     name: String,
-    wanted: CameraSize,
+    wanted: Wanted,
     opener: O,
     running: Option<Running<O::Device>>,
     taken: u64,
 }
 
 impl V4l2Camera {
-    /// The camera at `path`, with photos of at least the `wanted` size where it has them. It is opened for the first photo.
-    pub fn new(path: PathBuf, wanted: CameraSize) -> Self {
+    /// The camera at `path`, with photos as they are wanted where it has such. It is opened for the first photo.
+    pub fn new(path: PathBuf, wanted: Wanted) -> Self {
         Self::opened_by(Nodes, path, wanted)
     }
 }
 
 impl<O: Open> V4l2Camera<O> {
-    fn opened_by(opener: O, path: PathBuf, wanted: CameraSize) -> Self {
+    fn opened_by(opener: O, path: PathBuf, wanted: Wanted) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Self { path, name, wanted, opener, running: None, taken: 0 }
     }
@@ -384,11 +410,7 @@ struct Running<D> {
 }
 
 impl<D: Device> Running<D> {
-    fn start<O: Open<Device = D>>(
-        opener: &mut O,
-        path: &Path,
-        wanted: CameraSize,
-    ) -> Result<Self, V4l2Error> {
+    fn start<O: Open<Device = D>>(opener: &mut O, path: &Path, wanted: Wanted) -> Result<Self, V4l2Error> {
         let path = path.to_owned();
         let mut device =
             opener.open(&path).map_err(|source| V4l2Error::Open { path: path.clone(), source })?;
@@ -409,12 +431,20 @@ impl<D: Device> Running<D> {
         if bits & CAP_STREAMING == 0 {
             return Err(refused("cannot stream"));
         }
-        let (offers, others) = offers(&mut device, wanted).map_err(request("list its formats"))?;
+        let (mut offers, others) = offers(&mut device, wanted).map_err(request("list its formats"))?;
         let no_format = |offered: String| {
             let offered = if offered.is_empty() { "no pictures".to_owned() } else { offered };
             V4l2Error::NoFormat { path: path.clone(), card: card.clone(), offered }
         };
-        let (code, size) = choose(&offers, wanted).ok_or_else(|| no_format(others.join(", ")))?;
+        if let Some(format) = wanted.format.map(Format::from) {
+            let offered = formats(&offers);
+            offers.retain(|offer| offer.format == format);
+            if offers.is_empty() && !offered.is_empty() {
+                let (path, card) = (path.clone(), card.clone());
+                return Err(V4l2Error::OtherFormat { path, card, wanted: format, offered });
+            }
+        }
+        let (code, size) = choose(&offers, wanted.size).ok_or_else(|| no_format(others.join(", ")))?;
         let layout =
             device.set_format(code, size).map_err(request("take a format and size that it lists"))?;
         let sides = layout.size;
@@ -575,7 +605,7 @@ struct Offer {
 }
 
 /// What a device has that is understood here, and the names of what is not.
-fn offers<D: Device>(device: &mut D, wanted: CameraSize) -> io::Result<(Vec<Offer>, Vec<String>)> {
+fn offers<D: Device>(device: &mut D, wanted: Wanted) -> io::Result<(Vec<Offer>, Vec<String>)> {
     let (mut offers, mut others) = (Vec::new(), Vec::new());
     for place in 0..OFFERS_MAX {
         let code = match device.format(place) {
@@ -603,11 +633,18 @@ fn offers<D: Device>(device: &mut D, wanted: CameraSize) -> io::Result<(Vec<Offe
         }
         if offers.len() == before {
             // A driver that lists none takes what it is asked for, or says what it takes instead.
-            let sizes = Sizes::One([wanted.width, wanted.height]);
+            let sizes = Sizes::One([wanted.size.width, wanted.size.height]);
             offers.push(Offer { code, format, sizes });
         }
     }
     Ok((offers, others))
+}
+
+/// The names of what a device has that is understood here.
+fn formats(offers: &[Offer]) -> String {
+    let is_offered = |format: &Format| offers.iter().any(|offer| offer.format == *format);
+    let names = Format::ALL.into_iter().filter(is_offered).map(|format| format.to_string());
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// The code of the format and the size that are nearest to what is wanted: the smallest that is as large, else the largest;

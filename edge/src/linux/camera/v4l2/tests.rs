@@ -177,7 +177,7 @@ fn camera(steps: impl IntoIterator<Item = Step>) -> (Rc<RefCell<Driver>>, V4l2Ca
     (driver, camera)
 }
 
-const SMALL: CameraSize = CameraSize { width: 16, height: 8 };
+const SMALL: Wanted = Wanted { size: CameraSize { width: 16, height: 8 }, format: None };
 
 fn level(photo: &Photo) -> u8 {
     photo.picture.grey(&mut Vec::new()).unwrap().mean()
@@ -370,6 +370,23 @@ fn the_nearest_size_at_or_above_what_is_wanted_is_taken_in_the_cheapest_format()
         let [width, height] = wanted;
         assert_eq!(choose(&offers, CameraSize { width, height }), expected, "{offered:?} for {wanted:?}");
     }
+}
+
+#[test]
+fn a_format_that_is_asked_for_is_taken_or_it_is_said_which_there_are() {
+    let offered = vec![(NV12, vec![Sizes::One([16, 8])]), (YUYV, vec![Sizes::One([16, 8])])];
+    let (driver, mut camera) = camera([100; 4].map(yuyv));
+    driver.borrow_mut().formats = offered;
+    camera.wanted.format = Some(CameraFormat::Yuyv);
+    camera.photo().unwrap();
+    assert_eq!(driver.borrow().log[1], "YUYV 16x8");
+    (camera.running, camera.wanted.format) = (None, Some(CameraFormat::Mjpeg));
+    let error = camera.photo().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Configuration);
+    assert!(error.to_string().contains("(a fake) gives no MJPEG, but NV12, YUYV: "), "{error}");
+    driver.borrow_mut().formats = vec![(u32::from_le_bytes(*b"BA81"), vec![])];
+    let error = camera.photo().unwrap_err();
+    assert!(error.to_string().contains("gives BA81, and"), "{error}");
 }
 
 #[test]
