@@ -39,7 +39,7 @@ fn plan() -> &'static [u8] {
 
 /// A photo as a camera without a decoder gives it.
 fn picture(photo: &Path) -> Vec<u8> {
-    let photo = read_photo(photo).unwrap();
+    let photo = read_photo(&workspace::root().join(photo)).unwrap();
     let (width, height) = photo.dimensions();
     // What the board has room for.
     assert!(width * height * 3 < 2 << 20, "{width}x{height}");
@@ -78,7 +78,7 @@ fn a_picture_becomes_a_query_that_a_server_answers_and_a_lamp_is_lit() {
     let server = fixture.serve().unwrap();
     let photo = &fixture.queries[0];
     let embedder = Embedder::load(&model()).unwrap();
-    let wanted = embedder.embed(&read_photo(&photo.photo).unwrap()).unwrap();
+    let wanted = embedder.embed(&read_photo(&workspace::root().join(&photo.photo)).unwrap()).unwrap();
 
     // What a device with an operating system finds, by the same network.
     let mut command = fixture.programs.edge();
