@@ -34,6 +34,15 @@ debian_room() {
     [ "$free_mb" -ge "$2" ] || cannot "$1 has $free_mb MB free, and it needs $2"
 }
 
+# TREE MB: `finish` where the tree is whole, before or after whoever else prepares it; else there is room for it, and nobody else does.
+debian_begin() {
+    if [ -d "$1" ]; then finish; fi
+    debian_possible
+    debian_lock "$(dirname "$1")"
+    if [ -d "$1" ]; then finish; fi
+    debian_room "$(dirname "$1")" "$2"
+}
+
 # SUITE..: reads the lists of these, the first one before the others; apt takes nothing of another. Standard input is dpkg's list of
 # what counts as installed, for amd64 as the machine and arm64 beside it.
 debian_lists() {

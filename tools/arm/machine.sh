@@ -33,11 +33,7 @@ finish() {
     exit
 }
 # The folder gets its name only when it is whole.
-if [ -d "$tree" ]; then finish; fi
-debian_possible
-debian_lock "$cache"
-if [ -d "$tree" ]; then finish; fi
-debian_room "$cache" 500
+debian_begin "$tree" 500
 
 debian_lists "$release" </dev/null
 # The package without a number is empty, and needs that with the number of now.

@@ -24,11 +24,7 @@ work="$tree.part"
 
 finish() { echo "$tree/usr/bin"; exit; }
 # The folder gets its name only when it is whole.
-if [ -d "$tree" ]; then finish; fi
-debian_possible
-debian_lock "$cache"
-if [ -d "$tree" ]; then finish; fi
-debian_room "$cache" 500
+debian_begin "$tree" 500
 
 debian_lists "$release" </dev/null
 say "downloading Debian's qemu with its libraries (36 MB)"
