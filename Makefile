@@ -50,7 +50,7 @@ edge-arm: ## glimpse-edge for aarch64 and armv7 and a Debian package of each, in
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/edge.sh target/edge
 
 # The program of `tests/tests/microcontroller.rs`, with its emulator.
-microcontroller: ## glimpse-mcu for a Cortex-M4F, into target/edge, and the emulator of a board (two minutes the first time)
+microcontroller: ## glimpse-mcu for a Cortex-M4F, into target/edge, and the emulator of a board (five minutes the first time, beside other work)
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/mcu.sh target/edge || { test $$? = 3 && test "$$CI" != true; }
 
 test-gpu: ## train on a GPU, or on Mesa's software driver, and hold its gradients against the processor's (20 minutes to build)

@@ -8,7 +8,7 @@
 //! - `board`, on the board alone: its clock, its serial line, its lamps and where its memory is.
 //!
 //! What is new is only that. Session, client, outbox, lamps, preprocessing, kernels and messages are those of every other device.
-//! What is deliberately absent: a photo decoder, for cameras of microcontrollers give pixels; sleep; and MQTT.
+//! What is deliberately absent: a photo decoder, for cameras of microcontrollers give pixels; a sleep deeper than that between two bytes; and MQTT.
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;
