@@ -68,6 +68,9 @@ impl Percentiles {
     }
 }
 
+/// Photos before those that are measured.
+pub const WARM_UP: usize = 2;
+
 /// Measures `runs` photos, after some that are not counted: the bytes of a JPEG or PNG, or without them a test photo.
 ///
 /// # Errors
@@ -84,7 +87,7 @@ pub fn measure(
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut size = drawn.dimensions();
     let mut tensor = Vec::new();
-    for run in 0..runs.max(1) + 2 {
+    for run in 0..runs.max(1) + WARM_UP {
         let start = Instant::now();
         let decoded: Option<RgbImage> = photo.map(decode_photo).transpose()?;
         let pixels = decoded.as_ref().unwrap_or(&drawn);
@@ -94,7 +97,7 @@ pub fn measure(
         let at_tensor = Instant::now();
         embedder.embed_tensor(&tensor)?;
         let end = Instant::now();
-        if run >= 2 {
+        if run >= WARM_UP {
             decode.push(at_decoded - start);
             preprocess.push(at_tensor - at_decoded);
             network.push(end - at_tensor);

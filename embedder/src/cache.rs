@@ -4,19 +4,28 @@
 //! program. Each is whole, or it is not there: it is written beside its place and then moved, and whoever reads it holds it
 //! against its checksum. Nothing depends on the folder: where it cannot be read or written, networks are built from their ONNX
 //! files as ever.
+//!
+//! A plan's weights stay in its file, which the system maps: it reads them when they are needed, and takes their memory back when
+//! there is little. No program changes a file that is there; a person who does so, other than by removing it, must expect a program
+//! that runs on it to end.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use glimpse_plan::Plan;
+use glimpse_plan::{Memory, Plan};
+use memmap2::Mmap;
 
 use crate::EmbedderOptions;
 use crate::metadata::ModelMetadata;
 
 /// What a file begins with.
-const MAGIC: &[u8; 8] = b"GLIMPC-1";
+const MAGIC: &[u8; 8] = b"GLIMPC-2";
+
+/// What the plan's first byte lies at a multiple of, so that its weights can be used where they are.
+const ALIGNED: usize = 64;
 
 /// Files that are kept, the newest.
 const FILES_MAX: usize = 8;
@@ -73,11 +82,13 @@ impl PlanCache {
     /// What was kept, if it is there and whole.
     pub(crate) fn load(&self, key: Key) -> Option<(ModelMetadata, Plan)> {
         let path = self.path(key);
-        if fs::metadata(&path).ok()?.len() > BYTES_MAX {
+        let file = fs::File::open(&path).ok()?;
+        if file.metadata().ok()?.len() > BYTES_MAX {
             return None;
         }
-        let bytes = fs::read(&path).ok()?;
-        let read = read(&bytes);
+        // SAFETY: files of this folder are written elsewhere and moved here, and never changed; see the module's documentation.
+        let map = unsafe { Mmap::map(&file) }.ok()?;
+        let read = read(&Memory::new(map));
         if let Err(reason) = &read {
             tracing::warn!(plan = %path.display(), "a kept plan is passed over, and made anew: {reason}");
         }
@@ -95,12 +106,12 @@ impl PlanCache {
         fs::create_dir_all(&self.folder)?;
         self.tidy();
         let draft = self.folder.join(format!("{}.{}.draft", key.0.to_hex(), std::process::id()));
-        let write = || {
+        let written = || {
             let mut file = fs::File::create(&draft)?;
-            file.write_all(&written(metadata, plan))?;
+            write(&mut file, metadata, plan)?;
             file.sync_all()
         };
-        let moved = write().and_then(|()| fs::rename(&draft, self.path(key)));
+        let moved = written().and_then(|()| fs::rename(&draft, self.path(key)));
         if moved.is_err() {
             // Half a draft is of no use to anybody.
             let _ = fs::remove_file(&draft);
@@ -134,16 +145,47 @@ fn remove(path: &Path) {
     }
 }
 
-/// Magic, checksum of the rest, metadata with its length, plan.
-fn written(metadata: &ModelMetadata, plan: &Plan) -> Vec<u8> {
-    let props = serde_json::to_vec(&metadata.to_props()).expect("pairs of texts are always JSON");
-    let mut body = (props.len() as u64).to_le_bytes().to_vec();
-    body.extend(props);
-    body.extend(plan.write());
-    [MAGIC, blake3::hash(&body).as_bytes().as_slice(), &body].concat()
+/// Magic, checksum of the rest, metadata with its length, zeros, plan.
+fn write(file: &mut fs::File, metadata: &ModelMetadata, plan: &Plan) -> io::Result<()> {
+    const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
+    let props = serde_json::to_vec(&metadata.to_props())?;
+    let mut start = (props.len() as u64).to_le_bytes().to_vec();
+    start.extend(props);
+    start.resize((HEAD + start.len()).next_multiple_of(ALIGNED) - HEAD, 0);
+    let mut hasher = blake3::Hasher::new();
+    let mut to = BufWriter::new(&mut *file);
+    to.write_all(&[0; HEAD])?;
+    let mut put = |part: &[u8]| {
+        hasher.update(part);
+        to.write_all(part)
+    };
+    put(&start)?;
+    plan.write_parts(put)?;
+    to.flush()?;
+    drop(to);
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(MAGIC)?;
+    file.write_all(hasher.finalize().as_bytes())
 }
 
-fn read(bytes: &[u8]) -> Result<(ModelMetadata, Plan), String> {
+fn read(memory: &Memory) -> Result<(ModelMetadata, Plan), String> {
+    let bytes = memory.bytes();
+    let (props, plan_at) = checked(bytes)?;
+    let props: Vec<(String, String)> =
+        serde_json::from_slice(&bytes[props]).map_err(|error| error.to_string())?;
+    let props = props.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let metadata = ModelMetadata::from_props(props)?;
+    let plan = Plan::read_within(memory, plan_at..bytes.len()).map_err(|error| error.to_string())?;
+    let [_, height, width] = plan.input();
+    let wanted = [metadata.preprocessing.height as usize, metadata.preprocessing.width as usize];
+    if [height, width] != wanted || plan.output_len() != metadata.dimension {
+        return Err("its plan is of another network".to_owned());
+    }
+    Ok((metadata, plan))
+}
+
+/// Where the metadata of a whole file is, and where its plan begins.
+fn checked(bytes: &[u8]) -> Result<(Range<usize>, usize), String> {
     let ends = || "it ends too early".to_owned();
     let rest = bytes.strip_prefix(MAGIC).ok_or("it is of another version")?;
     let (checksum, body) = rest.split_at_checked(blake3::OUT_LEN).ok_or_else(ends)?;
@@ -152,15 +194,9 @@ fn read(bytes: &[u8]) -> Result<(ModelMetadata, Plan), String> {
     }
     let (length, rest) = body.split_first_chunk::<8>().ok_or_else(ends)?;
     let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| ends())?;
-    let (props, plan) = rest.split_at_checked(length).ok_or_else(ends)?;
-    let props: Vec<(String, String)> = serde_json::from_slice(props).map_err(|error| error.to_string())?;
-    let props = props.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-    let metadata = ModelMetadata::from_props(props)?;
-    let plan = Plan::read(plan).map_err(|error| error.to_string())?;
-    let [_, height, width] = plan.input();
-    let wanted = [metadata.preprocessing.height as usize, metadata.preprocessing.width as usize];
-    if [height, width] != wanted || plan.output_len() != metadata.dimension {
-        return Err("its plan is of another network".to_owned());
+    if length > rest.len() {
+        return Err(ends());
     }
-    Ok((metadata, plan))
+    let start = bytes.len() - rest.len();
+    Ok((start..start + length, (start + length).next_multiple_of(ALIGNED)))
 }

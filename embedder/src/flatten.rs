@@ -113,7 +113,7 @@ impl Flat<'_> {
         let node = self.model.node(id);
         let unknown = || NotFlat::Node { node: node.name.clone(), operator: node.op.name().into_owned() };
         let of = |slot: usize| OutletId::new(id, slot);
-        let rank = |outlet: OutletId| self.model.outlet_fact(outlet).map(|fact| fact.rank());
+        let rank = |outlet: OutletId| self.model.outlet_fact(outlet).map(TypedFact::rank);
         let step = if let Some(constant) = node.op_as::<Const>() {
             return self.constant(of(0), constant.val());
         } else if let Some(convolution) = node.op_as::<Convolution>() {

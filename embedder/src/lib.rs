@@ -50,7 +50,8 @@ pub mod space;
 pub use cache::PlanCache;
 pub use embed::{EmbedError, Embedder};
 pub use glimpse_embedder_core::{
-    Colours, Frame, FrameError, NoDirection, PortableEmbedder, PortableModel, Preprocessing, Preprocessor,
+    Colours, Frame, FrameError, Memory, NoDirection, PortableEmbedder, PortableModel, Preprocessing,
+    Preprocessor,
 };
 pub use image::RgbImage;
 pub use metadata::{ModelError, ModelMetadata, Role, read_metadata, space_id};

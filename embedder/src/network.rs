@@ -1,5 +1,6 @@
 //! An ONNX network in tract.
 
+use std::borrow::Borrow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,20 +96,15 @@ impl Network {
         if let Some(graph) = &mut proto.graph {
             fold::dequantize_weights(graph);
         }
-        // tract has assertions that a foreign model can reach: to us they are one more reason why it cannot be run.
-        let optimised = |batch: usize| {
-            let shape = [batch, 3, height as usize, width as usize];
-            catch_unwind(AssertUnwindSafe(|| optimise(&proto, shape, options)))
-                .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
-        };
+        let shape = |batch: usize| [batch, 3, height as usize, width as usize];
         let several = Some(options.batch.get()).filter(|batch| *batch > 1);
         let several = several.and_then(|batch| {
-            let optimised = optimised(batch).ok()?;
+            let optimised = optimise(&proto, shape(batch), options).ok()?;
             (optimised.output_shape.first() == Some(&batch)).then_some((optimised, batch))
         });
         let (Optimised { engine, mut output_shape, is_ours }, batch) = match several {
             Some(several) => several,
-            None => (optimised(1).map_err(|error| unusable(format!("{error:#}")))?, 1),
+            None => (optimise(proto, shape(1), options).map_err(|error| unusable(format!("{error:#}")))?, 1),
         };
         if batch > 1 {
             output_shape[0] = 1;
@@ -158,7 +154,9 @@ impl Network {
     pub(crate) const fn plan(&self) -> Option<&Plan> {
         match &self.engine {
             Engine::Plan(flat) => Some(&flat.plan),
-            _ => None,
+            Engine::Tract { .. } => None,
+            #[cfg(feature = "onnxruntime")]
+            Engine::OnnxRuntime(_) => None,
         }
     }
 
@@ -304,11 +302,23 @@ struct Optimised {
 }
 
 fn optimise(
-    proto: &ModelProto,
+    proto: impl Borrow<ModelProto>,
     input_shape: [usize; 4],
     options: &EmbedderOptions,
 ) -> TractResult<Optimised> {
-    let model = onnx().model_for_proto_model(proto)?;
+    // tract has assertions that a foreign model can reach: to us they are one more reason why it cannot be run.
+    catch_unwind(AssertUnwindSafe(|| try_optimise(proto, input_shape, options)))
+        .unwrap_or_else(|_| Err(TractError::msg("the engine gave up on its graph")))
+}
+
+fn try_optimise(
+    proto: impl Borrow<ModelProto>,
+    input_shape: [usize; 4],
+    options: &EmbedderOptions,
+) -> TractResult<Optimised> {
+    let model = onnx().model_for_proto_model(proto.borrow())?;
+    // Its weights, where nobody needs them again.
+    drop(proto);
     let (inputs, outputs) = (model.input_outlets()?.len(), model.output_outlets()?.len());
     if (inputs, outputs) != (1, 1) {
         return Err(TractError::msg(format!(

@@ -31,6 +31,18 @@ impl Threads {
     }
 }
 
+impl Default for Threads {
+    fn default() -> Self {
+        Self::ONE
+    }
+}
+
+impl From<NonZeroUsize> for Threads {
+    fn from(count: NonZeroUsize) -> Self {
+        Self::Count(count)
+    }
+}
+
 impl FromStr for Threads {
     type Err = String;
 

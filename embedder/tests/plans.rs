@@ -4,7 +4,9 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use glimpse_embedder::{Embedder, EmbedderOptions, PlanCache, PortableEmbedder, PortableModel, test_photo};
+use glimpse_embedder::{
+    Embedder, EmbedderOptions, Memory, PlanCache, PortableEmbedder, PortableModel, test_photo,
+};
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo").join(name)
@@ -63,6 +65,8 @@ fn a_kept_plan_gives_the_same_embeddings_and_a_damaged_one_is_made_anew() {
             "nothing" => bytes.clear(),
             _ => bytes[7] ^= 1,
         }
+        // As another file: this one's weights are in use.
+        fs::remove_file(kept).unwrap();
         fs::write(kept, &bytes).unwrap();
         assert_eq!(embed(&load()), embed(&first), "{damage}");
         assert_eq!(fs::read(kept).unwrap(), whole, "{damage} was mended");
@@ -97,7 +101,7 @@ fn a_portable_model_embeds_as_its_network_does() {
     for name in ["query.onnx", "query-int8.onnx"] {
         let network = Embedder::load(&model(name)).unwrap();
         let bytes = Embedder::portable_model(&model(name)).unwrap().write();
-        let portable = PortableModel::read(&bytes).unwrap();
+        let portable = PortableModel::read(&Memory::new(bytes)).unwrap();
         let found = (portable.space(), portable.dimension(), portable.preprocessing());
         assert_eq!(found, (network.space(), network.dimension(), network.metadata().preprocessing));
         let mut portable = PortableEmbedder::new(portable);

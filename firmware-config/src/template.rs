@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use glimpse_protocol::device::{
-    Actions, CameraFormat, CameraSize, CameraSource, Device, GpioLine, Outbox, Security, ServerAddress,
-    TriggerKind, Updates, WebhookUrl,
+    Actions, CameraFormat, CameraSize, CameraSource, Cores, Device, GpioLine, Outbox, Security,
+    ServerAddress, TriggerKind, Updates, WebhookUrl,
 };
 use glimpse_protocol::{Codec, DeviceId};
 
@@ -53,6 +53,10 @@ pub struct Settings<'a> {
     pub keep_alive: u16,
     /// How many queries it sends in a minute at most; `None`: no limit.
     pub queries_per_minute: Option<u16>,
+    /// How many threads run the network together.
+    pub threads: u16,
+    /// The processors that the program runs on; `None`: all.
+    pub cores: Option<&'a Cores>,
 }
 
 /// The file.
@@ -289,6 +293,20 @@ pub fn device_toml(settings: &Settings<'_>) -> anyhow::Result<String> {
             line: assignment("queries_per_minute", settings.queries_per_minute.unwrap_or(6).to_string()),
             is_set: settings.queries_per_minute.is_some(),
         },
+        Entry {
+            comment: "How many threads run the network together: with as many as there are processors a photo takes the least time, with \
+                      one the least energy. `glimpse-edge bench --threads N` measures it.",
+            line: assignment("threads", settings.threads.to_string()),
+            is_set: settings.threads != 1,
+        },
+        Entry {
+            comment: "The processors that the program runs on, by their numbers. Without it the system chooses.",
+            line: assignment(
+                "cores",
+                quoted(&settings.cores.map_or_else(|| "2-3".to_owned(), ToString::to_string)),
+            ),
+            is_set: settings.cores.is_some(),
+        },
     ];
     let head = "# A Glimpse device. `glimpse-firmware check` tells what is wrong with this file, `glimpse-edge run --config`\n\
                 # runs it. Relative paths are taken from the folder of this file.\n";
@@ -388,6 +406,8 @@ mod tests {
             button: None,
             keep_alive: Device::KEEP_ALIVE_DEFAULT,
             queries_per_minute: None,
+            threads: 1,
+            cores: None,
         }
     }
 
@@ -432,6 +452,7 @@ mod tests {
             led_unknown: Some("gpiochip0:2:low".parse().unwrap()),
         };
         let button = "gpiochip1:1".parse().unwrap();
+        let cores: Cores = "0,2-3".parse().unwrap();
         let name = DeviceId::new("door-1").unwrap();
         let settings = Settings {
             device: Some(&name),
@@ -451,6 +472,8 @@ mod tests {
             button: Some(&button),
             keep_alive: 300,
             queries_per_minute: Some(7),
+            threads: 4,
+            cores: Some(&cores),
             ..settings(&server, &camera, Path::new(strange))
         };
         let (text, device) = check(&settings);
@@ -470,6 +493,7 @@ mod tests {
         assert_eq!(device.outbox, Some(outbox));
         assert_eq!((device.actions, device.button), (actions, Some(button)));
         assert_eq!((device.keep_alive, device.queries_per_minute), (300, Some(7)));
+        assert_eq!((device.threads, device.cores), (4, Some(cores)));
     }
 
     #[test]

@@ -21,11 +21,13 @@ use toml::de::{DeTable, DeValue};
 use crate::{Codec, DeviceId, ModelKey, TOP_K_MAX};
 
 mod actions;
+mod processors;
 
 pub use actions::{Actions, GpioLine, Webhook, WebhookUrl, similarity, similarity_of_text};
+pub use processors::{Cores, THREADS_MAX, threads, threads_of_text};
 
 /// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
-pub const KEYS: [&str; 32] = [
+pub const KEYS: [&str; 34] = [
     "device",
     "server",
     "camera",
@@ -58,6 +60,8 @@ pub const KEYS: [&str; 32] = [
     "button",
     "keep_alive",
     "queries_per_minute",
+    "threads",
+    "cores",
 ];
 
 /// The port of MQTT without TLS, where an address names none.
@@ -220,6 +224,12 @@ pub enum ValueError {
     /// How many queries a device sends.
     #[error("expected a whole number of queries from 1 to {QUERIES_PER_MINUTE_MAX}")]
     QueriesPerMinute,
+    /// How many threads run the network.
+    #[error("expected a whole number of threads from 1 to {THREADS_MAX}")]
+    Threads,
+    /// Which processors.
+    #[error("expected the numbers of processors, such as \"2-3\" or \"0,2\"")]
+    Cores,
     /// How long a query may wait in an outbox.
     #[error("expected a whole number of hours from 1 to {OUTBOX_HOURS_MAX}")]
     OutboxHours,
@@ -634,6 +644,10 @@ pub struct RawDevice {
     pub keep_alive: Option<u16>,
     /// `queries_per_minute`: how many queries it sends at most.
     pub queries_per_minute: Option<u16>,
+    /// `threads`: how many run the network together.
+    pub threads: Option<u16>,
+    /// `cores`: the processors that the program runs on.
+    pub cores: Option<Cores>,
     /// The line of each key that came from a file.
     lines: BTreeMap<&'static str, usize>,
 }
@@ -713,6 +727,10 @@ pub struct Device {
     pub keep_alive: u16,
     /// How many queries it sends in any minute at most; `None`: as many as there are photos.
     pub queries_per_minute: Option<u16>,
+    /// How many threads run the network together.
+    pub threads: u16,
+    /// The processors that the program runs on; `None`: all.
+    pub cores: Option<Cores>,
 }
 
 impl Device {
@@ -834,6 +852,11 @@ impl RawDevice {
                         .map_err(|e| wrong(&e))?,
                 );
             }
+            "threads" => {
+                self.threads =
+                    Some(integer(value).map_or(Err(ValueError::Threads), threads).map_err(|e| wrong(&e))?);
+            }
+            "cores" => self.cores = Some(text()?.parse().map_err(|e| wrong(&e))?),
             _ => {
                 self.timeout =
                     Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?);
@@ -883,6 +906,8 @@ impl RawDevice {
             button: self.button.or(below.button),
             keep_alive: self.keep_alive.or(below.keep_alive),
             queries_per_minute: self.queries_per_minute.or(below.queries_per_minute),
+            threads: self.threads.or(below.threads),
+            cores: self.cores.or(below.cores),
             lines: below.lines,
         }
     }
@@ -969,6 +994,8 @@ impl RawDevice {
                 button: self.button,
                 keep_alive: self.keep_alive.unwrap_or(Device::KEEP_ALIVE_DEFAULT),
                 queries_per_minute: self.queries_per_minute,
+                threads: self.threads.unwrap_or(1),
+                cores: self.cores,
             }),
             _ => Err(Problems(problems)),
         }
@@ -1132,7 +1159,8 @@ mod tests {
                          outbox = 'outbox'\noutbox_mb = 32\noutbox_hours = 24\n\
                          unknown_below = 0.5\nexec = 'hook'\nwebhook = 'https://a/b'\nwebhook_token_file = 'token'\n\
                          webhook_ca = 'hook.pem'\nled = 'gpiochip0:17'\nled_unknown = 'gpiochip0:18:low'\n\
-                         button = 'gpiochip1:3'\nkeep_alive = 300\nqueries_per_minute = 6\n";
+                         button = 'gpiochip1:3'\nkeep_alive = 300\nqueries_per_minute = 6\nthreads = 4\n\
+                         cores = '0,2-3'\n";
 
     #[test]
     fn reads_every_key() {
@@ -1173,6 +1201,7 @@ mod tests {
         };
         assert_eq!((device.actions, device.button), (actions, line("gpiochip1:3")));
         assert_eq!((device.keep_alive, device.queries_per_minute), (300, Some(6)));
+        assert_eq!((device.threads, device.cores), (4, Some("0,2-3".parse().unwrap())));
         let keys: Vec<&str> = WHOLE.lines().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(keys, KEYS);
     }
@@ -1183,6 +1212,7 @@ mod tests {
         assert_eq!((device.codec, device.top_k, device.timeout.as_secs()), (Codec::I8, 10, 5));
         assert_eq!((device.name, device.bundle, device.codebook), (None, None, None));
         assert_eq!((device.keep_alive, device.queries_per_minute), (60, None));
+        assert_eq!((device.threads, device.cores), (1, None));
     }
 
     #[test]
@@ -1197,7 +1227,7 @@ mod tests {
                  or mqtts://HOST:PORT for TLS",
                 "line 5: thing: unknown key: the keys are device, server, camera, camera_size, camera_format, trigger, sharpness_min, bundle, model, codebook, codec, \
                  top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours, \
-                 unknown_below, exec, webhook, webhook_token_file, webhook_ca, led, led_unknown, button, keep_alive, queries_per_minute",
+                 unknown_below, exec, webhook, webhook_token_file, webhook_ca, led, led_unknown, button, keep_alive, queries_per_minute, threads, cores",
                 "line 6: camera: expected folder:DIR, the photos in a folder; v4l2:/dev/videoN, a USB camera; rpicam, a \
                  Raspberry Pi's camera; or video:FILE, a file in MJPEG or YUV4MPEG2",
                 "line 7: top_k: expected a whole number from 1 to 100",
@@ -1320,6 +1350,22 @@ mod tests {
         }
         let device = read(&format!("{head}unknown_below = 0")).unwrap();
         assert_eq!(device.actions, Actions { unknown_below: Some(0.0), ..Actions::default() });
+    }
+
+    #[test]
+    fn processors_are_counted_and_named() {
+        let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
+        for (more, expected) in [
+            ("threads = 0", "line 4: threads: expected a whole number of threads from 1 to 64"),
+            ("threads = 'all'", "line 4: threads: expected a whole number of threads from 1 to 64"),
+            (
+                "cores = '3-2'",
+                "line 4: cores: expected the numbers of processors, such as \"2-3\" or \"0,2\"",
+            ),
+            ("cores = 1", "line 4: cores: expected text in quotation marks"),
+        ] {
+            check_problems(&format!("{head}{more}"), &[expected]);
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod program {
         Active, Camera as _, Capture, Clock as _, Embedder as _, Event, Indicator, Jitter, Lamp, Patience,
         Session, Sign,
     };
+    use glimpse_embedder_core::Memory;
     use glimpse_mcu::board::{Board, BoardClock, Uart, heap, idle, lit};
     use glimpse_mcu::serial::MATCHES;
     use glimpse_mcu::{Answer, MemoryCamera, Picture, PlanEmbedder, SerialUplink};
@@ -72,7 +73,7 @@ mod program {
     fn run(board: Board) -> Result<(), String> {
         let [on_match, on_unknown] = board.lamps.map(|pin| Some(Lamp::new(pin, Active::High)));
         let mut lamps = never(Indicator::new(on_match, on_unknown));
-        let mut network = PlanEmbedder::load(board.plan, || heap().1).map_err(text)?;
+        let mut network = PlanEmbedder::load(&Memory::new(board.plan), || heap().1).map_err(text)?;
         let [_, height, width] = network.model().plan().input();
         hprintln!(
             "network: {} steps, {}x{} pixels to {} dimensions of the space {}",

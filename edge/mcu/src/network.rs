@@ -1,7 +1,7 @@
 //! The query network: a plan that lies in memory, as `glimpse-edge plan` writes it.
 
 use glimpse_edge::{Embedder, Error, ErrorKind};
-use glimpse_embedder_core::{NoDirection, PortableEmbedder, PortableError, PortableModel};
+use glimpse_embedder_core::{Memory, NoDirection, PortableEmbedder, PortableError, PortableModel};
 use glimpse_protocol::SpaceId;
 use thiserror::Error;
 
@@ -52,15 +52,14 @@ impl Error for NetworkError {
 pub struct PlanEmbedder(PortableEmbedder);
 
 impl PlanEmbedder {
-    /// The network that `memory` begins with; `free` tells how many bytes can be allocated, so that nothing is begun that cannot be
-    /// ended.
+    /// The network that `memory` begins with, whose weights stay there; `free` tells how many bytes can be allocated, so that
+    /// nothing is begun that cannot be ended.
     ///
     /// # Errors
     /// [`NetworkError::Model`], [`NetworkError::Memory`].
-    pub fn load(memory: &[u8], free: impl Fn() -> usize) -> Result<Self, NetworkError> {
-        // Weights are copied, and are nearly all of the file.
-        let weights = PortableModel::file_bytes(memory)?.saturating_add(SPARE_BYTES);
-        has_room(weights, &free)?;
+    pub fn load(memory: &Memory, free: impl Fn() -> usize) -> Result<Self, NetworkError> {
+        let copied = PortableModel::copied_bytes(memory.bytes())?.saturating_add(SPARE_BYTES);
+        has_room(copied, &free)?;
         let model = PortableModel::read(memory)?;
         has_room(model.memory_bytes().saturating_add(SPARE_BYTES), &free)?;
         Ok(Self(PortableEmbedder::new(model)))
@@ -120,21 +119,21 @@ mod tests {
 
     #[test]
     fn a_network_is_loaded_where_there_is_memory_for_all_of_it() {
-        let file = file();
+        let memory = Memory::new(file());
         let tensor = 4 * (3 * SIDE * SIDE + 3);
-        let enough = SPARE_BYTES + tensor.max(file.len());
-        assert!(PlanEmbedder::load(&file, || enough).is_ok());
-        let refused = PlanEmbedder::load(&file, || enough - 1).unwrap_err();
+        let copied = PortableModel::copied_bytes(memory.bytes()).unwrap();
+        let enough = SPARE_BYTES + tensor.max(copied);
+        assert!(PlanEmbedder::load(&memory, || enough).is_ok());
+        let refused = PlanEmbedder::load(&memory, || enough - 1).unwrap_err();
         assert_eq!(refused, NetworkError::Memory { needed: enough, free: enough - 1 });
-        // Not even the weights fit.
-        let refused = PlanEmbedder::load(&file, || 0).unwrap_err();
-        assert_eq!(refused, NetworkError::Memory { needed: SPARE_BYTES + file.len(), free: 0 });
+        let refused = PlanEmbedder::load(&memory, || 0).unwrap_err();
+        assert_eq!(refused, NetworkError::Memory { needed: SPARE_BYTES + copied, free: 0 });
         assert_eq!(refused.kind(), ErrorKind::Configuration);
     }
 
     #[test]
     fn pictures_without_a_direction_and_wrong_dimensions_are_told() {
-        let mut network = PlanEmbedder::load(&file(), || usize::MAX).unwrap();
+        let mut network = PlanEmbedder::load(&Memory::new(file()), || usize::MAX).unwrap();
         assert_eq!((network.dimension(), network.space()), (3, SpaceId::from_bytes([7; 16])));
         let mut embedding = [0.0; 3];
         let red = Picture::read(b"P6 1 1 255 \xff\0\0").unwrap();

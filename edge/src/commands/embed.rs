@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::{ArgGroup, Args};
-use glimpse_embedder::read_photo;
+use glimpse_embedder::{Threads, read_photo};
 use serde::Serialize;
 
 use super::query::progress;
@@ -53,8 +53,12 @@ struct JsonLine<'a> {
 /// # Errors
 /// A model that cannot be used, and output that cannot be written.
 pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
-    let files =
-        ModelFiles { bundle: args.model.bundle.clone(), model: args.model.model.clone(), codebook: None };
+    let files = ModelFiles {
+        bundle: args.model.bundle.clone(),
+        model: args.model.model.clone(),
+        codebook: None,
+        threads: Threads::ONE,
+    };
     let model = QueryModel::load(&files)?;
     let mut out = io::stdout().lock();
     let bar = progress(args.photos.len());

@@ -1,10 +1,12 @@
 //! What `glimpse-edge` can do, one file a command, and the flags that commands share.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use glimpse_embedder::Threads;
 use glimpse_protocol::device::{self, CameraSource, Device, GpioLine, RawDevice, ServerAddress, WebhookUrl};
 use glimpse_protocol::{Codec, DeviceId, GalleryStatus, ModelKey, SpaceId};
 use thiserror::Error;
@@ -213,6 +215,7 @@ fn model_files(device: &Device) -> ModelFiles {
         bundle: device.bundle.clone(),
         model: device.model.clone(),
         codebook: device.codebook.clone(),
+        threads: NonZeroUsize::new(device.threads.into()).map_or(Threads::ONE, Threads::from),
     }
 }
 

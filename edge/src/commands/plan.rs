@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use clap::{ArgGroup, Args};
-use glimpse_embedder::Embedder;
+use glimpse_embedder::{Embedder, Threads};
 
 use super::ModelArgs;
 use crate::linux::model::ModelFiles;
@@ -28,8 +28,12 @@ pub struct PlanArgs {
 /// # Errors
 /// A model that cannot be used or that only the engine can run, and a file that cannot be written.
 pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
-    let files =
-        ModelFiles { bundle: args.model.bundle.clone(), model: args.model.model.clone(), codebook: None };
+    let files = ModelFiles {
+        bundle: args.model.bundle.clone(),
+        model: args.model.model.clone(),
+        codebook: None,
+        threads: Threads::ONE,
+    };
     let (path, space) = files.network()?;
     let model = Embedder::portable_model(&path)?;
     if let Some(space) = space {

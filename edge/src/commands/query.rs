@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args};
-use glimpse_embedder::{Frame, read_photo};
+use glimpse_embedder::{Frame, Threads, read_photo};
 use glimpse_protocol::device::{Device, PORT_DEFAULT, ServerAddress};
 use glimpse_protocol::{DeviceId, ModelId, Query, QueryId};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -46,8 +46,12 @@ pub struct QueryArgs {
 /// A model or codebook that cannot be used, and output that cannot be written. What goes wrong with one photo, or
 /// with the server, is told for each photo.
 pub fn run(args: QueryArgs) -> anyhow::Result<ExitCode> {
-    let files =
-        ModelFiles { bundle: args.model.bundle, model: args.model.model, codebook: args.flags.codebook };
+    let files = ModelFiles {
+        bundle: args.model.bundle,
+        model: args.model.model,
+        codebook: args.flags.codebook,
+        threads: Threads::ONE,
+    };
     let model = QueryModel::load(&files)?;
     let codec = args.flags.codec.unwrap_or(Device::CODEC_DEFAULT);
     let encoder = Encoder::new(codec, &files, model.dimension())?;

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
-use glimpse_embedder::EmbedError;
+use glimpse_embedder::{EmbedError, test_photo};
 use glimpse_protocol::device::{
-    self, CameraFormat, CameraSize, CameraSource, Device, RawDevice, TriggerKind,
+    self, CameraFormat, CameraSize, CameraSource, Cores, Device, RawDevice, TriggerKind,
 };
 use glimpse_protocol::{ErrorCode, QueryId};
 
@@ -105,6 +105,12 @@ pub struct RunArgs {
     /// How many queries are sent in any minute at most; more wait in the outbox [default: no limit]
     #[arg(long, value_name = "N", value_parser = device::queries_per_minute_of_text)]
     queries_per_minute: Option<u16>,
+    /// How many threads run the network together [default: 1]
+    #[arg(long, value_name = "N", value_parser = device::threads_of_text)]
+    threads: Option<u16>,
+    /// The processors that the program runs on, such as 2-3 [default: the system chooses]
+    #[arg(long, value_name = "CORES")]
+    cores: Option<Cores>,
     #[command(flatten)]
     actions: ActionFlags,
     /// Ends after the photos that are there at the beginning, a video's last, or one of a camera
@@ -123,6 +129,10 @@ pub struct RunArgs {
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let (once, json) = (args.once, args.json);
     let device = configuration(args)?;
+    if let Some(cores) = &device.cores {
+        // Before there is another thread: those that come have what this one has.
+        host::run_on(cores)?;
+    }
     let files = model_files(&device);
     let home = files.describe()?;
     let encoder = Encoder::new(device.codec, &files, home.dimension)?;
@@ -221,6 +231,7 @@ pub(super) fn configuration(args: RunArgs) -> anyhow::Result<Device> {
         (raw.outbox, raw.outbox_mb, raw.outbox_hours) = (args.outbox, args.outbox_mb, args.outbox_hours);
         args.actions.into_raw(&mut raw);
         (raw.keep_alive, raw.queries_per_minute) = (args.keep_alive, args.queries_per_minute);
+        (raw.threads, raw.cores) = (args.threads, args.cores);
         raw
     };
     let (file, problems) = match &args.config {
@@ -265,6 +276,12 @@ struct Producer {
 
 impl Producer {
     fn run(mut self, jitter: Jitter) {
+        if self.camera.waits_for_somebody() {
+            // The first run finds no buffers, and its weights on the disk: nobody should wait for that.
+            if let Err(error) = self.model.embedding(&test_photo(0)) {
+                tracing::debug!(error = chain(&error), "the network cannot embed a test photo");
+            }
+        }
         let mut backoff = Backoff::new(CAMERA_INTERVAL, CAMERA_LONGEST, jitter);
         while !self.stop.asked() {
             let captured = match self.camera.capture() {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use glimpse_protocol::device::Cores;
 use glimpse_protocol::{DeviceId, QueryId};
 use rand::TryRngCore as _;
 use rand::rngs::OsRng;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use thiserror::Error;
 
 use crate::backoff::Jitter;
@@ -67,6 +69,40 @@ fn sanitised(host: &str) -> Option<DeviceId> {
         .take(64)
         .collect();
     DeviceId::new(name.trim_matches('-')).ok()
+}
+
+/// The program cannot run on these processors.
+#[derive(Debug, Error)]
+#[error(
+    "cannot run on the processors {cores}: this machine has {available}; write cores = \"..\" of them, or leave it out"
+)]
+pub struct NoSuchCores {
+    cores: Cores,
+    available: String,
+}
+
+/// Lets this thread, and those that it starts from now on, run on these processors alone.
+///
+/// # Errors
+/// One of them is not there, or not this program's.
+pub fn run_on(cores: &Cores) -> Result<(), NoSuchCores> {
+    let mine = sched_getaffinity(None).unwrap_or_default();
+    let mut set = CpuSet::new();
+    for core in cores.numbers().iter().map(|core| usize::from(*core)) {
+        if core >= CpuSet::MAX_CPU || !mine.is_set(core) {
+            return Err(no_such(cores, &mine));
+        }
+        set.set(core);
+    }
+    sched_setaffinity(None, &set).map_err(|_| no_such(cores, &mine))
+}
+
+fn no_such(cores: &Cores, mine: &CpuSet) -> NoSuchCores {
+    let numbers: Vec<String> =
+        (0..CpuSet::MAX_CPU).filter(|core| mine.is_set(*core)).map(|core| core.to_string()).collect();
+    let available: Option<Cores> = numbers.join(",").parse().ok();
+    let available = available.map_or_else(|| "others".to_owned(), |cores| cores.to_string());
+    NoSuchCores { cores: cores.clone(), available }
 }
 
 /// Whether what is sent to `host` does not leave this machine.

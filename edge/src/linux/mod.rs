@@ -24,4 +24,5 @@ pub mod npy;
 pub mod output;
 pub mod time;
 pub mod update;
+pub mod usage;
 pub mod waiting;

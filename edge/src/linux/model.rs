@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use glimpse_embedder::{
     EmbedError, EmbedderOptions, Frame, ModelError, PlanCache, Preprocessing, RgbImage, SelfTestError,
-    SpaceBundle, SpaceError, read_metadata,
+    SpaceBundle, SpaceError, Threads, read_metadata,
 };
 use glimpse_protocol::{Codec, CodecError, Embedding, ModelId, SpaceId};
 use glimpse_quantizer::Codebook;
@@ -16,7 +16,7 @@ use crate::ports::{Embedder, Error, ErrorKind};
 /// The largest codebook file that is read: 256 centroids of 8192 dimensions and a rotation of as many.
 const CODEBOOK_BYTES_MAX: u64 = 320 << 20;
 
-/// Where the query network and the codebook are.
+/// Where the query network and the codebook are, and how the network is run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelFiles {
     /// A space bundle, for what is not named below.
@@ -25,6 +25,8 @@ pub struct ModelFiles {
     pub model: Option<PathBuf>,
     /// The quantizer's codebook.
     pub codebook: Option<PathBuf>,
+    /// Threads that run the network together.
+    pub threads: Threads,
 }
 
 /// Why there is no embedding, or no way to write one.
@@ -159,6 +161,18 @@ pub struct QueryModel {
     id: ModelId,
 }
 
+/// Loads a network as it is run on a device, from its plan where that was kept.
+///
+/// # Errors
+/// One that cannot be used.
+pub fn load(path: &Path, threads: Threads) -> Result<glimpse_embedder::Embedder, ModelError> {
+    let options = EmbedderOptions { threads, ..EmbedderOptions::default() };
+    match PlanCache::of_environment("glimpse-edge") {
+        Some(cache) => glimpse_embedder::Embedder::load_cached(path, &options, &cache),
+        None => glimpse_embedder::Embedder::load_with(path, &options),
+    }
+}
+
 impl QueryModel {
     /// Loads the network that `files` name.
     ///
@@ -166,7 +180,7 @@ impl QueryModel {
     /// No model named, an unusable one, or one of another space than the bundle named beside it.
     pub fn load(files: &ModelFiles) -> Result<Self, QueryModelError> {
         let (path, space) = files.network()?;
-        let model = Self::load_file(&path)?;
+        let model = Self::load_file(&path, files.threads)?;
         check_space(&path, model.embedder.space(), space)?;
         Ok(model)
     }
@@ -175,12 +189,8 @@ impl QueryModel {
     ///
     /// # Errors
     /// One that cannot be used.
-    pub fn load_file(path: &Path) -> Result<Self, QueryModelError> {
-        let options = EmbedderOptions::default();
-        let embedder = match PlanCache::of_environment("glimpse-edge") {
-            Some(cache) => glimpse_embedder::Embedder::load_cached(path, &options, &cache)?,
-            None => glimpse_embedder::Embedder::load_with(path, &options)?,
-        };
+    pub fn load_file(path: &Path, threads: Threads) -> Result<Self, QueryModelError> {
+        let embedder = load(path, threads)?;
         let id = model_id(path);
         let id = id.map_err(|source| QueryModelError::Read { path: path.to_owned(), source })?;
         Ok(Self { embedder, id })

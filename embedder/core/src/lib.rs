@@ -42,5 +42,6 @@ pub mod preprocess;
 
 pub use embed::{NoDirection, PortableEmbedder, to_unit};
 pub use frame::{Colours, Frame, FrameError, PHOTO_SIDE_MAX};
+pub use glimpse_kernels::Memory;
 pub use model::{PortableError, PortableModel};
 pub use preprocess::{Preprocessing, Preprocessor};

@@ -7,13 +7,14 @@
 //! | 32 | BLAKE3 of that |
 //! | 16 | the space |
 //! | 24 | mean and standard deviation of each channel (R, G, B), `f32` |
+//! | 40 | zeros |
 //! | the rest | the plan, its weights packed for the portable kernels |
 //!
 //! The length is there for memory that has no end of file: a microcontroller finds the file at an address.
 
 use alloc::vec::Vec;
 
-use glimpse_kernels::{Damaged, Reader, Writer};
+use glimpse_kernels::{Damaged, Memory, Reader, Writer};
 use glimpse_plan::{Plan, PlanError};
 use glimpse_protocol::SpaceId;
 use thiserror::Error;
@@ -21,10 +22,13 @@ use thiserror::Error;
 use crate::Preprocessing;
 
 /// The last letter is raised with every change of what follows. That of a plan is the plan's own affair.
-const MAGIC: &[u8; 8] = b"GLMODELA";
+const MAGIC: &[u8; 8] = b"GLMODELB";
 
 /// Before the body: magic, length, checksum.
 const HEAD_BYTES: usize = 8 + 8 + blake3::OUT_LEN;
+
+/// Where the plan begins in the file: weights lie at multiples of 64 bytes from there, and so from the file's beginning.
+const PLAN_AT: usize = 128;
 
 /// Why bytes, or a plan, are no portable model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -97,14 +101,24 @@ impl PortableModel {
         body.bytes(self.space.as_bytes());
         let Preprocessing { mean, std, .. } = self.preprocessing;
         mean.iter().chain(&std).for_each(|x| body.real(*x));
-        body.bytes(&self.plan.write());
-        let body = body.into_bytes();
+        let mut body = body.take();
+        body.resize(PLAN_AT - HEAD_BYTES, 0);
+        body.extend(self.plan.write());
         let mut file = Writer::new();
         file.bytes(MAGIC);
         file.count(body.len());
         file.bytes(blake3::hash(&body).as_bytes());
         file.bytes(&body);
-        file.into_bytes()
+        file.take()
+    }
+
+    /// What reading the file `bytes` would take of other memory for its weights, at most.
+    ///
+    /// # Errors
+    /// As [`file_bytes`](Self::file_bytes).
+    pub fn copied_bytes(bytes: &[u8]) -> Result<usize, PortableError> {
+        let file_bytes = Self::file_bytes(bytes)?;
+        Ok(if Memory::is_aligned(bytes) { 0 } else { file_bytes })
     }
 
     /// The length of the file that `bytes` begin with, as it says itself.
@@ -123,11 +137,13 @@ impl PortableModel {
         usize::try_from(needed).ok().filter(|needed| *needed <= bytes.len()).ok_or(short)
     }
 
-    /// What [`write`](Self::write) made, at the beginning of `bytes`. Weights are copied.
+    /// What [`write`](Self::write) made, at the beginning of `memory`. Weights are used where they are, if the memory begins at a
+    /// multiple of 64 bytes, and else copied; see [`copied_bytes`](Self::copied_bytes).
     ///
     /// # Errors
     /// [`PortableError`]: a byte that was changed is noticed.
-    pub fn read(bytes: &[u8]) -> Result<Self, PortableError> {
+    pub fn read(memory: &Memory) -> Result<Self, PortableError> {
+        let bytes = memory.bytes();
         let file_bytes = Self::file_bytes(bytes)?;
         let (head, body) = bytes[..file_bytes].split_at(HEAD_BYTES);
         if blake3::hash(body).as_bytes() != &head[HEAD_BYTES - blake3::OUT_LEN..] {
@@ -141,7 +157,7 @@ impl PortableModel {
             *number = from.real()?;
         }
         let [r, g, b, std @ ..] = numbers;
-        let plan = Plan::read(from.bytes(from.left())?).map_err(PortableError::Plan)?;
+        let plan = Plan::read_within(memory, PLAN_AT..file_bytes).map_err(PortableError::Plan)?;
         let [_, height, width] = plan.input();
         let [width, height] = [width, height].map(|side| u32::try_from(side).unwrap_or(u32::MAX));
         let preprocessing = Preprocessing { width, height, mean: [r, g, b], std };
@@ -196,13 +212,17 @@ mod tests {
         PortableModel::new(SpaceId::from_bytes([9; 16]), HOW, sums(3)).unwrap()
     }
 
+    fn read(bytes: &[u8]) -> Result<PortableModel, PortableError> {
+        PortableModel::read(&Memory::new(bytes.to_vec()))
+    }
+
     #[test]
     fn a_model_survives_its_file_and_whatever_lies_behind() {
         let mut bytes = model().write();
         let length = bytes.len();
         bytes.extend([0xff; 100]);
         assert_eq!(PortableModel::file_bytes(&bytes), Ok(length));
-        let read = PortableModel::read(&bytes).unwrap();
+        let read = read(&bytes).unwrap();
         assert_eq!((read.space(), read.preprocessing()), (model().space(), HOW));
         assert_eq!((read.dimension(), read.memory_bytes()), (3, (12 + 3) * 4));
         let mut embeddings = [[0.0; 3]; 2];
@@ -220,16 +240,16 @@ mod tests {
             for bit in 0..8 {
                 let mut changed = bytes.clone();
                 changed[place] ^= 1 << bit;
-                assert!(PortableModel::read(&changed).is_err(), "bit {bit} of byte {place}");
+                assert!(read(&changed).is_err(), "bit {bit} of byte {place}");
             }
-            assert!(PortableModel::read(&bytes[..place]).is_err(), "{place} bytes");
+            assert!(read(&bytes[..place]).is_err(), "{place} bytes");
             // What is cut off in memory is followed by whatever was there.
             let mut cut = bytes.clone();
             cut[place..].fill(0xff);
-            assert!(place == bytes.len() || PortableModel::read(&cut).is_err(), "{place} bytes");
+            assert!(place == bytes.len() || read(&cut).is_err(), "{place} bytes");
         }
-        assert_eq!(PortableModel::read(b"").unwrap_err(), PortableError::Foreign);
-        let short = PortableModel::read(&bytes[..bytes.len() - 1]).unwrap_err();
+        assert_eq!(read(b"").unwrap_err(), PortableError::Foreign);
+        let short = read(&bytes[..bytes.len() - 1]).unwrap_err();
         assert_eq!(short, PortableError::Short { needed: bytes.len() as u64, found: bytes.len() - 1 });
     }
 

@@ -18,7 +18,8 @@ use core::ops::Range;
 #[cfg(target_arch = "aarch64")]
 use crate::lanes::Pair;
 use crate::lanes::{Lanes, Plain};
-use crate::shape::{Line, flat, flat_mut, lines_f32, values};
+use crate::lines::Lines;
+use crate::shape::{flat_mut, lines_f32, values};
 use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 
 /// Bytes of input and output that are kept near while all panels look at the one and write to the other: half of a small
@@ -62,9 +63,9 @@ pub struct Dense {
     clamp: Clamp,
     panels: Vec<Panel>,
     /// Of all panels: for each value of a window as many weights as its panel has lanes.
-    weights: Vec<Line<f32, 16>>,
+    weights: Lines<f32, 16>,
     /// Of all panels, as wide as their lanes.
-    bias: Vec<Line<f32, 16>>,
+    bias: Lines<f32, 16>,
 }
 
 /// Output channels that are computed together.
@@ -126,7 +127,16 @@ impl Dense {
                 to.copy_from_slice(&bias[panel.channels.clone()]);
             }
         }
-        Self { isa, channels, window, layout, clamp, panels, weights: packed, bias: packed_bias }
+        Self {
+            isa,
+            channels,
+            window,
+            layout,
+            clamp,
+            panels,
+            weights: packed.into(),
+            bias: packed_bias.into(),
+        }
     }
 
     /// Puts it with its weights as they are packed.
@@ -395,7 +405,7 @@ type Tiles = [&'static [RunTile]; REGISTERS_MAX];
 /// As [`Dense::multiply`]; and the processor has the instructions of the tiles, whose registers have the width of `L`.
 unsafe fn multiply<L: Lanes>(dense: &Dense, runs: &[Run], rows: Rows, tiles: &Tiles) {
     let outputs = dense.channels[1];
-    let (weights, bias) = (flat(&dense.weights), flat(&dense.bias));
+    let (weights, bias) = (dense.weights.flat(), dense.bias.flat());
     // Rows of all panels while the windows are near, rather than each panel over all of the image. A panel writes some channels of each
     // pixel, and so parts of lines that the next one writes the rest of.
     let most = (BLOCK_BYTES / 4 / (dense.depth() + outputs)).max(BLOCK_ROWS_MIN);

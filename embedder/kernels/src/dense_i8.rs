@@ -17,7 +17,8 @@ use crate::bytes_portable::Sums;
 use crate::bytes_x86::{Half, Wide};
 use crate::dense::panel_widths;
 use crate::lanes::Lanes;
-use crate::shape::{Line, flat, flat_mut, values};
+use crate::lines::Lines;
+use crate::shape::{Line, flat_mut, values};
 use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 
 /// Bytes of copied windows that all panels look at together.
@@ -78,11 +79,11 @@ pub struct DenseI8 {
     /// Values of a window, a multiple of [`DEPTH`].
     depth: usize,
     panels: Vec<Panel>,
-    weights: Vec<Line<i8, 64>>,
-    bias: Vec<Line<i32, 16>>,
-    steps: Vec<Line<f32, 16>>,
+    weights: Lines<i8, 64>,
+    bias: Lines<i32, 16>,
+    steps: Lines<f32, 16>,
     /// The same for rounded outputs: divided by their step.
-    steps_to_bytes: Vec<Line<f32, 16>>,
+    steps_to_bytes: Lines<f32, 16>,
 }
 
 #[derive(Debug, Clone)]
@@ -155,10 +156,10 @@ impl DenseI8 {
             edge,
             depth,
             panels,
-            weights: packed,
-            bias,
-            steps,
-            steps_to_bytes,
+            weights: packed.into(),
+            bias: bias.into(),
+            steps: steps.into(),
+            steps_to_bytes: steps_to_bytes.into(),
         }
     }
 
@@ -426,8 +427,8 @@ type Tiles = [&'static [RunTile]; REGISTERS_MAX];
 /// As [`DenseI8::multiply`]; and the processor has the instructions of the tiles, whose registers have the width of `D`.
 unsafe fn multiply<D: Dots>(dense: &DenseI8, rows: Rows, tiles: &Tiles) {
     let outputs = dense.channels[1];
-    let (weights, bias) = (flat(&dense.weights), flat(&dense.bias));
-    let (steps, steps_to_bytes) = (flat(&dense.steps), flat(&dense.steps_to_bytes));
+    let (weights, bias) = (dense.weights.flat(), dense.bias.flat());
+    let (steps, steps_to_bytes) = (dense.steps.flat(), dense.steps_to_bytes.flat());
     let rounding = dense.rounding.unwrap_or(Rounding { step: 1.0, zero_point: 0 });
     let most = (BLOCK_BYTES / dense.depth).max(BLOCK_ROWS_MIN);
     let mut done = 0;

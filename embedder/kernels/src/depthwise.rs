@@ -18,7 +18,8 @@ use core::ops::Range;
 #[cfg(target_arch = "aarch64")]
 use crate::lanes::Pair;
 use crate::lanes::{Lanes, Plain};
-use crate::shape::{Line, flat, flat_mut, for_window, lines_f32, values};
+use crate::lines::Lines;
+use crate::shape::{Line, flat_mut, for_window, lines_f32, values};
 use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 
 /// Bytes of a plane, at most: part of a small first-level cache.
@@ -32,7 +33,7 @@ pub struct Depthwise {
     window: Window,
     clamp: Clamp,
     /// For each register of channels its bias, then a register for each pixel of the kernel.
-    weights: Vec<Line<f32, 16>>,
+    weights: Lines<f32, 16>,
 }
 
 impl Depthwise {
@@ -61,7 +62,7 @@ impl Depthwise {
                 values[at + (tap + 1) * width] = weights[channel * taps + tap];
             }
         }
-        Self { isa, channels, window, clamp, weights: packed }
+        Self { isa, channels, window, clamp, weights: packed.into() }
     }
 
     /// Puts it with its weights as they are packed.
@@ -325,7 +326,7 @@ impl<'a, L: Lanes> Part<'a, L> {
             window,
             channels: depthwise.channels,
             image,
-            weights: flat(&depthwise.weights)[channel * (taps + 1)..].as_ptr(),
+            weights: depthwise.weights.flat()[channel * (taps + 1)..].as_ptr(),
             channel,
             count,
             clamp: depthwise.clamp,

@@ -17,7 +17,8 @@ use crate::bytes_portable::Sums;
 #[cfg(target_arch = "x86_64")]
 use crate::bytes_x86::{HalfColumns, WideColumns};
 use crate::dense_i8::{Integers, Outputs};
-use crate::shape::{Line, flat, flat_mut, for_window, values};
+use crate::lines::Lines;
+use crate::shape::{Line, flat_mut, for_window, values};
 use crate::{Clamp, Damaged, Isa, Reader, Window, Writer};
 #[cfg(target_arch = "aarch64")]
 use planes::neon;
@@ -32,12 +33,12 @@ pub struct DepthwiseI8 {
     rounding: Option<Rounding>,
     edge: u8,
     /// As the instructions want them: see [`columns`] and `planes`.
-    weights: Vec<Line<i8, 64>>,
+    weights: Lines<i8, 64>,
     /// In the order of the sums.
-    bias: Vec<Line<i32, 16>>,
-    steps: Vec<Line<f32, 16>>,
+    bias: Lines<i32, 16>,
+    steps: Lines<f32, 16>,
     /// The same for rounded outputs: divided by their step.
-    steps_to_bytes: Vec<Line<f32, 16>>,
+    steps_to_bytes: Lines<f32, 16>,
 }
 
 impl DepthwiseI8 {
@@ -86,6 +87,8 @@ impl DepthwiseI8 {
             flat_mut(&mut steps_to_bytes)[place] = integers.steps[channel] * to_bytes;
         }
         let edge = integers.zero_point ^ isa.flip();
+        let (weights, bias) = (weights.into(), bias.into());
+        let (steps, steps_to_bytes) = (steps.into(), steps_to_bytes.into());
         Self { isa, channels, window, clamp, rounding, edge, weights, bias, steps, steps_to_bytes }
     }
 
@@ -272,13 +275,18 @@ unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE
 ) {
     let window = &depthwise.window;
     let channels = depthwise.channels;
+    let packed = Packed {
+        weights: depthwise.weights.flat(),
+        bias: depthwise.bias.flat(),
+        steps: depthwise.steps.flat(),
+    };
     let inside = window.inside(1, work.image[1], work.width);
     for y in work.of.clone() {
         let top = (y * window.stride[0]) as isize - window.before[0] as isize;
         for channel in (0..channels).step_by(C::WIDTH) {
             let count = (channels - channel).min(C::WIDTH);
             let scaling = depthwise.scaling(channel, flip);
-            let part = Part { depthwise, work, top, channel, count, scaling };
+            let part = Part { depthwise, packed: &packed, work, top, channel, count, scaling };
             let mut x = 0;
             while x < work.width {
                 let whole = WIDTH > 0 && inside.contains(&x);
@@ -306,9 +314,17 @@ unsafe fn rows<C: Columns, const HEIGHT: usize, const WIDTH: usize, const STRIDE
     }
 }
 
+/// A convolution's numbers.
+struct Packed<'a> {
+    weights: &'a [i8],
+    bias: &'a [i32],
+    steps: &'a [f32],
+}
+
 /// Some channels of a row of the output.
 struct Part<'a, 'w> {
     depthwise: &'a DepthwiseI8,
+    packed: &'a Packed<'a>,
     work: &'a Work<'w>,
     /// The row of the image at which its windows begin; negative above the image.
     top: isize,
@@ -322,7 +338,7 @@ struct Part<'a, 'w> {
 impl DepthwiseI8 {
     /// What makes bytes of the sums of the channels from `channel` on.
     fn scaling(&self, channel: usize, flip: i32) -> Option<Scaling> {
-        Some(Scaling::new(&flat(&self.steps_to_bytes)[channel..], self.clamp, self.rounding?, flip))
+        Some(Scaling::new(&self.steps_to_bytes.flat()[channel..], self.clamp, self.rounding?, flip))
     }
 }
 
@@ -349,7 +365,7 @@ impl Part<'_, '_> {
     #[inline(always)]
     unsafe fn begin<C: Columns>(&self) -> C {
         // SAFETY: the caller's; biases are padded to whole groups.
-        unsafe { C::begin(flat(&self.depthwise.bias)[self.channel..].as_ptr()) }
+        unsafe { C::begin(self.packed.bias[self.channel..].as_ptr()) }
     }
 
     /// Weights of a column of the kernel, for each four of its rows.
@@ -358,7 +374,7 @@ impl Part<'_, '_> {
         let [height, width] = self.depthwise.window.kernel;
         let fours = height.div_ceil(4);
         let group = self.channel / C::WIDTH * width * fours;
-        flat(&self.depthwise.weights).as_ptr().wrapping_add((group + column * fours + four) * 4 * C::WIDTH)
+        self.packed.weights.as_ptr().wrapping_add((group + column * fours + four) * 4 * C::WIDTH)
     }
 
     /// The sums of pixels `x..x + PIXELS`, whose windows lie in the image from left to right.
@@ -483,7 +499,7 @@ impl Part<'_, '_> {
             }
             if !self.work.real.is_null() {
                 let mut reals = [0.0; 64];
-                sums.reals(flat(&depthwise.steps)[self.channel..].as_ptr(), reals.as_mut_ptr());
+                sums.reals(self.packed.steps[self.channel..].as_ptr(), reals.as_mut_ptr());
                 for (place, value) in reals.into_iter().enumerate().take(C::WIDTH) {
                     let channel = C::channel(place);
                     if channel < self.count {

@@ -1,12 +1,15 @@
 //! Kernels as bytes, with their weights as they are packed: read again they are as they were, without any work.
 //!
-//! Numbers are little endian, 64 bits for counts; packed weights begin where they are, without padding. A reader trusts nothing:
-//! whatever it reads is held against the shape, and memory is taken only for what is there.
+//! Numbers are little endian, 64 bits for counts; packed weights begin at multiples of 64 bytes from the beginning, so that they can
+//! be used where they are ([`Reader::within`]). A reader trusts nothing: whatever it reads is held against the shape, and memory is
+//! taken only for what is there.
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
-use crate::shape::{Line, flat};
+use crate::lines::{LINE_BYTES, Lines, Memory};
+use crate::shape::Line;
 use crate::{Clamp, Isa, Rounding, Window};
 
 /// Bytes that are no kernel for this processor.
@@ -28,22 +31,27 @@ const ENDS: Damaged = Damaged("it ends too early");
 
 /// Bytes that grow.
 #[derive(Debug, Clone, Default)]
-pub struct Writer(Vec<u8>);
+pub struct Writer {
+    bytes: Vec<u8>,
+    /// Bytes that were taken.
+    taken: usize,
+}
 
 impl Writer {
     /// No bytes.
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self { bytes: Vec::new(), taken: 0 }
     }
 
-    /// What was written.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.0
+    /// What was written since it was taken the last time.
+    pub fn take(&mut self) -> Vec<u8> {
+        self.taken += self.bytes.len();
+        core::mem::take(&mut self.bytes)
     }
 
     /// Puts a count.
     pub fn count(&mut self, count: usize) {
-        self.0.extend_from_slice(&(count as u64).to_le_bytes());
+        self.bytes.extend_from_slice(&(count as u64).to_le_bytes());
     }
 
     /// Puts several.
@@ -53,12 +61,12 @@ impl Writer {
 
     /// Puts a real number.
     pub fn real(&mut self, real: f32) {
-        self.0.extend_from_slice(&real.to_le_bytes());
+        self.bytes.extend_from_slice(&real.to_le_bytes());
     }
 
     /// Puts bytes as they are.
     pub fn bytes(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// Puts a set of instructions.
@@ -71,7 +79,7 @@ impl Writer {
         self.count(usize::from(rounding.is_some()));
         let Rounding { step, zero_point } = rounding.unwrap_or(Rounding { step: 1.0, zero_point: 0 });
         self.real(step);
-        self.0.push(zero_point);
+        self.bytes.push(zero_point);
     }
 
     pub(crate) fn window(&mut self, window: &Window) {
@@ -85,24 +93,57 @@ impl Writer {
         self.real(clamp.high);
     }
 
-    pub(crate) fn lines<T: Element, const N: usize>(&mut self, lines: &[Line<T, N>]) {
-        flat(lines).iter().for_each(|value| value.put(&mut self.0));
+    /// Puts zeros up to the next multiple of 64 bytes.
+    pub fn align(&mut self) {
+        let written = self.taken + self.bytes.len();
+        let padding = written.next_multiple_of(LINE_BYTES) - written;
+        self.bytes.resize(self.bytes.len() + padding, 0);
+    }
+
+    pub(crate) fn lines<T: Element, const N: usize>(&mut self, lines: &Lines<T, N>) {
+        self.align();
+        lines.flat().iter().for_each(|value| value.put(&mut self.bytes));
     }
 }
 
 /// Bytes, from the first to the last.
 #[derive(Debug, Clone)]
-pub struct Reader<'a>(&'a [u8]);
+pub struct Reader<'a> {
+    rest: &'a [u8],
+    /// Bytes that were read.
+    at: usize,
+    /// Where the bytes stay, and the place of the first among them.
+    memory: Option<(&'a Memory, usize)>,
+}
 
 impl<'a> Reader<'a> {
-    /// Reads these.
+    /// Reads these; what is made of them has copies.
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self(bytes)
+        Self { rest: bytes, at: 0, memory: None }
+    }
+
+    /// Reads these bytes of `memory`. Packed weights stay there, and are used there, where they lie at the boundaries that they
+    /// want; elsewhere they are copied.
+    ///
+    /// # Errors
+    /// There are not as many.
+    pub fn within(memory: &'a Memory, bytes: Range<usize>) -> Result<Self, Damaged> {
+        let first = bytes.start;
+        let rest = memory.bytes().get(bytes).ok_or(ENDS)?;
+        Ok(Self { rest, at: 0, memory: Some((memory, first)) })
     }
 
     /// Bytes that are left.
     pub const fn left(&self) -> usize {
-        self.0.len()
+        self.rest.len()
+    }
+
+    /// Passes over what [`Writer::align`] put.
+    ///
+    /// # Errors
+    /// There is not as much.
+    pub fn align(&mut self) -> Result<(), Damaged> {
+        self.bytes(self.at.next_multiple_of(LINE_BYTES) - self.at).map(|_| ())
     }
 
     /// The next bytes.
@@ -110,8 +151,9 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// There are not as many.
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], Damaged> {
-        let (first, rest) = self.0.split_at_checked(count).ok_or(ENDS)?;
-        self.0 = rest;
+        let (first, rest) = self.rest.split_at_checked(count).ok_or(ENDS)?;
+        self.rest = rest;
+        self.at += count;
         Ok(first)
     }
 
@@ -202,10 +244,13 @@ impl<'a> Reader<'a> {
     pub(crate) fn lines<T: Element, const N: usize>(
         &mut self,
         values: usize,
-    ) -> Result<Vec<Line<T, N>>, Damaged> {
-        let bytes = self.bytes(values.div_ceil(N).checked_mul(64).ok_or(ENDS)?)?;
-        let line = |bytes: &[u8; 64]| Line(T::line(bytes));
-        Ok(bytes.as_chunks::<64>().0.iter().map(line).collect())
+    ) -> Result<Lines<T, N>, Damaged> {
+        self.align()?;
+        let at = self.at;
+        let bytes = self.bytes(values.div_ceil(N).checked_mul(LINE_BYTES).ok_or(ENDS)?)?;
+        let there = self.memory.and_then(|(memory, first)| Lines::there(memory, first + at, bytes.len()));
+        let line = |bytes: &[u8; LINE_BYTES]| Line(T::line(bytes));
+        Ok(there.unwrap_or_else(|| Lines::Own(bytes.as_chunks().0.iter().map(line).collect())))
     }
 
     /// Channels in, channels out and pixels of a kernel: all there, with a weight of so many bytes for each of their products in
@@ -220,10 +265,10 @@ impl<'a> Reader<'a> {
 }
 
 /// What weights are made of.
-pub(crate) trait Element: Copy {
+pub(crate) trait Element: bytemuck::AnyBitPattern + bytemuck::NoUninit {
     fn put(self, to: &mut Vec<u8>);
     /// A line of them.
-    fn line<const N: usize>(bytes: &[u8; 64]) -> [Self; N];
+    fn line<const N: usize>(bytes: &[u8; LINE_BYTES]) -> [Self; N];
 }
 
 impl Element for i8 {
@@ -231,7 +276,7 @@ impl Element for i8 {
         to.extend_from_slice(&self.to_le_bytes());
     }
 
-    fn line<const N: usize>(bytes: &[u8; 64]) -> [Self; N] {
+    fn line<const N: usize>(bytes: &[u8; LINE_BYTES]) -> [Self; N] {
         const { assert!(N == 64) };
         core::array::from_fn(|at| bytes[at] as Self)
     }
@@ -245,7 +290,7 @@ macro_rules! four_bytes {
                 to.extend_from_slice(&self.to_le_bytes());
             }
 
-            fn line<const N: usize>(bytes: &[u8; 64]) -> [Self; N] {
+            fn line<const N: usize>(bytes: &[u8; LINE_BYTES]) -> [Self; N] {
                 const { assert!(N == 16) };
                 let values = bytes.as_chunks::<4>().0;
                 core::array::from_fn(|at| Self::from_le_bytes(values[at]))

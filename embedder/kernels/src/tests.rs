@@ -78,7 +78,7 @@ fn check_near(isa: Isa, found: &[f32], expected: &[f32], terms: usize) -> Result
 fn again<K>(write: impl Fn(&mut Writer), read: impl Fn(&mut Reader<'_>) -> Result<K, Damaged>) -> K {
     let mut to = Writer::new();
     write(&mut to);
-    let bytes = to.into_bytes();
+    let bytes = to.take();
     for length in [0, 1, 8, 40, bytes.len() / 2, bytes.len() - 64, bytes.len() - 1] {
         assert!(read(&mut Reader::new(&bytes[..length])).is_err(), "{length} of {} bytes", bytes.len());
     }

@@ -2,8 +2,10 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::convert::Infallible;
+use core::ops::Range;
 
-use glimpse_kernels::{Damaged, Layout, Reader, Rounding, Writer};
+use glimpse_kernels::{Damaged, Layout, Memory, Reader, Rounding, Writer};
 
 use crate::kernel::Kernel;
 use crate::plan::{Home, Kind, Plan, PlanBuilder, PlanError};
@@ -11,7 +13,7 @@ use crate::shape::{Shape, Value};
 use crate::step::{Function, Operation, Step};
 
 /// What a file begins with; the last letter is raised with every change of what follows, or of how kernels pack weights.
-const MAGIC: &[u8; 8] = b"GLPLAN-B";
+const MAGIC: &[u8; 8] = b"GLPLAN-C";
 
 const FUNCTIONS: usize = 5;
 const OPERATIONS: [Operation; 4] = [Operation::Add, Operation::Multiply, Operation::Max, Operation::Min];
@@ -19,6 +21,20 @@ const OPERATIONS: [Operation; 4] = [Operation::Add, Operation::Multiply, Operati
 impl Plan {
     /// The plan as bytes, for processors with the same instructions.
     pub fn write(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let kept: Result<(), Infallible> = self.write_parts(|part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        });
+        let Ok(()) = kept;
+        bytes
+    }
+
+    /// The same, part by part: one for each step, so that no second copy of all weights is made.
+    ///
+    /// # Errors
+    /// The first of `put`.
+    pub fn write_parts<E>(&self, mut put: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let mut to = Writer::new();
         to.bytes(MAGIC);
         to.counts(&self.input);
@@ -37,9 +53,12 @@ impl Plan {
             }
         }
         to.count(self.steps.len());
-        self.steps.iter().for_each(|step| write_step(step, &mut to));
+        for step in &self.steps {
+            write_step(step, &mut to);
+            put(&to.take())?;
+        }
         to.count(self.output.0);
-        to.into_bytes()
+        put(&to.take())
     }
 
     /// What [`write`](Self::write) made, all of `bytes`. Whatever they hold, what comes of them is a plan that can be run; but a
@@ -48,7 +67,19 @@ impl Plan {
     /// # Errors
     /// Bytes that are no plan, or one for another processor.
     pub fn read(bytes: &[u8]) -> Result<Self, PlanError> {
-        let mut from = Reader::new(bytes);
+        Self::read_from(Reader::new(bytes))
+    }
+
+    /// The same of these bytes of `memory`. Weights are used where they are, if the first byte lies at a multiple of 64; elsewhere
+    /// they are copied.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_within(memory: &Memory, bytes: Range<usize>) -> Result<Self, PlanError> {
+        Self::read_from(Reader::within(memory, bytes)?)
+    }
+
+    fn read_from(mut from: Reader<'_>) -> Result<Self, PlanError> {
         if from.bytes(MAGIC.len())? != MAGIC {
             return Err(Damaged("it is no plan, or one of another version").into());
         }

@@ -40,6 +40,7 @@ mod plan;
 mod shape;
 mod step;
 
+pub use glimpse_kernels::Memory;
 pub use kernel::{Input, Kernel, Outputs};
 pub use plan::{Alone, Plan, PlanBuilder, PlanError, Workers, Workspace};
 pub use shape::{Shape, Value};

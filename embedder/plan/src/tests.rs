@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::vec;
 
-use glimpse_kernels::{Clamp, Dense, DenseI8, Depthwise, Integers, Isa, Layout, Rounding, Window};
+use glimpse_kernels::{Clamp, Dense, DenseI8, Depthwise, Integers, Isa, Layout, Memory, Rounding, Window};
 use proptest::prelude::*;
 
 use crate::{Function, Kernel, Operation, Plan, PlanBuilder, PlanError, Shape, Step, Value, Workers};
@@ -267,8 +267,17 @@ fn a_plan_that_was_written_gives_the_same_numbers_by_however_many_workers() {
         let (plan, tensor) = convolutions(isa);
         let expected = run(&plan, &tensor);
         assert!(expected.iter().any(|x| *x != expected[0]) && expected.iter().all(|x| x.is_finite()));
-        let again = Plan::read(&plan.write()).unwrap();
+        let bytes = plan.write();
+        let again = Plan::read(&bytes).unwrap();
         assert_eq!(run(&again, &tensor), expected);
+        // With weights where they are, and where boundaries are not those that they want.
+        for beyond in [0, 4, 1] {
+            let mut memory = vec![0; bytes.len() + 128];
+            let place = memory.as_ptr().align_offset(64) + beyond;
+            memory[place..][..bytes.len()].copy_from_slice(&bytes);
+            let there = Plan::read_within(&Memory::new(memory), place..place + bytes.len()).unwrap();
+            assert_eq!(run(&there, &tensor), expected, "{beyond} bytes beyond a boundary");
+        }
         let (mut workspace, mut output, mut seen) = (plan.workspace(), expected.clone(), Vec::new());
         output.fill(f32::NAN);
         plan.run_with(&Shares(3), &mut workspace, &tensor, &mut output, |step| seen.push(step));

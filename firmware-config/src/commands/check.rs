@@ -204,6 +204,12 @@ fn actions(device: &Device) -> String {
     told.into_iter().flatten().collect::<Vec<String>>().join(", ")
 }
 
+/// What runs the network.
+fn threads(device: &Device) -> String {
+    let on = device.cores.as_ref().map_or_else(String::new, |cores| format!(", on the processors {cores}"));
+    format!("{}{on}", device.threads)
+}
+
 /// What the device would work with, defaults filled in.
 fn table(device: &Device) -> String {
     let path = |path: &Option<PathBuf>| {
@@ -264,6 +270,7 @@ fn table(device: &Device) -> String {
                 },
             ),
         ),
+        ("threads", threads(device)),
     ];
     rows.map(|(key, value)| format!("  {key:<9} {}\n", shown(&value))).concat()
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use glimpse_protocol::device::{
-    self, CameraFormat, CameraSize, CameraSource, Device, GpioLine, Outbox, Problems, RawDevice,
+    self, CameraFormat, CameraSize, CameraSource, Cores, Device, GpioLine, Outbox, Problems, RawDevice,
     ServerAddress, TriggerKind, Updates, WebhookUrl,
 };
 use glimpse_protocol::{Codec, DeviceId, ModelKey};
@@ -119,6 +119,12 @@ pub struct InitArgs {
     /// How many queries the device sends in any minute at most [default: no limit]
     #[arg(long, value_name = "N", value_parser = device::queries_per_minute_of_text)]
     pub queries_per_minute: Option<u16>,
+    /// How many threads run the network together
+    #[arg(long, value_name = "N", value_parser = device::threads_of_text, default_value_t = 1)]
+    pub threads: u16,
+    /// The processors that the program runs on, such as 2-3 [default: the system chooses]
+    #[arg(long, value_name = "CORES")]
+    pub cores: Option<Cores>,
     /// Replaces a file that is there
     #[arg(long)]
     pub force: bool,
@@ -182,6 +188,8 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         button: args.button.as_ref(),
         keep_alive: args.keep_alive,
         queries_per_minute: args.queries_per_minute,
+        threads: args.threads,
+        cores: args.cores.as_ref(),
     };
     let text = device_toml(&settings)?;
     write_whole(&args.file, &text, args.force)?;

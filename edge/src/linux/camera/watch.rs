@@ -31,6 +31,7 @@ pub struct Watch {
     grey: Vec<u8>,
     /// A job with an end takes no longer than its photos.
     once: bool,
+    waits_for_somebody: bool,
     /// Photos that are still to be taken, where there is an end to them that the camera does not know.
     left: Option<u32>,
 }
@@ -54,6 +55,7 @@ impl Watch {
             rest: Duration::ZERO,
             grey: Vec::new(),
             once,
+            waits_for_somebody: !once && matches!(trigger, TriggerKind::Button | TriggerKind::Motion),
             left: (once && camera.is_live()).then_some(1),
         }
     }
@@ -61,6 +63,11 @@ impl Watch {
     /// How long to wait after [`Capture::NotYet`].
     pub const fn rest(&self) -> Duration {
         self.rest
+    }
+
+    /// Whether a photo is of something that happens at that moment, so that it should not take longer than those after it.
+    pub const fn waits_for_somebody(&self) -> bool {
+        self.waits_for_somebody
     }
 
     /// Bad pictures that were passed over so far.

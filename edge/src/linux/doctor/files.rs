@@ -1,8 +1,9 @@
 //! What the device needs of its own disk and pins: camera, network, codebook, secrets, programs, lines.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use glimpse_embedder::test_photo;
@@ -10,13 +11,16 @@ use glimpse_protocol::device::{CameraSource, Device, GpioLine};
 
 use super::Finding;
 use crate::linux::actions;
-use crate::linux::camera::{Source, Wanted};
+use crate::linux::camera::{CameraError, Source, Wanted};
 use crate::linux::credentials::Credentials;
 use crate::linux::gpio::{self, GpioError};
 use crate::linux::model::{Encoder, ModelFiles, QueryModel};
 use crate::linux::output::{chain, milliseconds};
 use crate::ports::{Capture, Embedder as _};
 use crate::vision::Quality;
+
+/// This program, as the kernel calls it.
+const PROGRAM: &str = "glimpse-edge";
 
 /// Two test photos that differ give embeddings whose cosine is at most this; a network of zeros or of one answer gives 1.
 const COSINE_MAX: f32 = 0.9999;
@@ -44,8 +48,32 @@ pub fn camera(camera: &CameraSource, wanted: Wanted, sharpness_min: f32) -> Find
             format!("{camera} holds no photo yet"),
             "put photos there: .jpg, .jpeg or .png; the device takes them as they come",
         ),
+        Err(CameraError::V4l2(ref error)) if let Some(path) = error.busy() => {
+            let users = users_of(Path::new("/"), path);
+            if users.iter().any(|user| user == PROGRAM) {
+                return Finding::ok(CHECK, format!("{camera} is in use by a device that runs"));
+            }
+            let by = if users.is_empty() { "another program".to_owned() } else { users.join(", ") };
+            let advice = format!("end what uses it; `sudo fuser -v {}` shows it", path.display());
+            Finding::failure(CHECK, format!("{camera} is in use by {by}"), advice)
+        }
         Err(error) => Finding::failure(CHECK, chain(&error), camera_advice(camera)),
     }
+}
+
+/// Names of the programs that have this file open, as far as this user may know; each once. `root` is where the kernel tells of them.
+fn users_of(root: &Path, file: &Path) -> Vec<String> {
+    let Ok(file) = fs::canonicalize(file) else { return Vec::new() };
+    let list = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let has_it = |process: &PathBuf| {
+        list(&process.join("fd")).any(|link| fs::read_link(link).is_ok_and(|open| open == file))
+    };
+    let name = |process: PathBuf| Some(fs::read_to_string(process.join("comm")).ok()?.trim().to_owned());
+    let mine = std::process::id().to_string();
+    let others =
+        list(&root.join("proc")).filter(|process| !process.ends_with(&mine) && !process.ends_with("self"));
+    let users: BTreeSet<String> = others.filter(has_it).filter_map(name).collect();
+    users.into_iter().collect()
 }
 
 fn camera_advice(camera: &CameraSource) -> String {
@@ -182,6 +210,30 @@ mod tests {
     use super::super::Status;
     use super::*;
     use glimpse_protocol::device::CameraSize;
+
+    #[test]
+    fn who_has_a_camera_is_known() {
+        let place = tempfile::tempdir().unwrap();
+        let camera = place.path().join("video0");
+        fs::write(&camera, "").unwrap();
+        for (process, name, opens) in [
+            ("1", "init", "/dev/null"),
+            ("22", PROGRAM, "video0"),
+            ("33", "motion", "video0"),
+            ("44", "motion", "video0"),
+        ] {
+            let process = place.path().join("proc").join(process);
+            fs::create_dir_all(process.join("fd")).unwrap();
+            fs::write(process.join("comm"), format!("{name}\n")).unwrap();
+            std::os::unix::fs::symlink(place.path().join(opens), process.join("fd/3")).unwrap();
+        }
+        assert_eq!(users_of(place.path(), &camera), [PROGRAM, "motion"]);
+        assert!(users_of(place.path(), &place.path().join("video1")).is_empty());
+        // By another name too.
+        let link = place.path().join("by-id");
+        std::os::unix::fs::symlink(&camera, &link).unwrap();
+        assert_eq!(users_of(place.path(), &link).len(), 2);
+    }
 
     #[test]
     fn a_folder_camera_has_a_photo_that_can_be_read() {

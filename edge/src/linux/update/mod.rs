@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use glimpse_embedder::Threads;
 use glimpse_protocol::device::Updates;
 use glimpse_protocol::model::{Chunk, FETCH_CHUNKS_MAX, Fetch, Manifest, Offer, signed};
 use glimpse_protocol::{
@@ -175,7 +176,7 @@ pub fn start(
 /// small device has no memory for both.
 fn choose(files: &ModelFiles, home: &Described, slots: &mut Slots) -> Result<QueryModel, QueryModelError> {
     while let Some((model, path, on_trial)) = slots.begin() {
-        match load(&path, model, home) {
+        match load(&path, model, home, files.threads) {
             Ok(loaded) => return Ok(loaded),
             Err(reason) if on_trial => slots.roll_back(&reason),
             Err(reason) => {
@@ -188,12 +189,12 @@ fn choose(files: &ModelFiles, home: &Described, slots: &mut Slots) -> Result<Que
 }
 
 /// Loads a network that is to be this one, of this space.
-fn load(path: &Path, model: ModelId, home: &Described) -> Result<QueryModel, String> {
+fn load(path: &Path, model: ModelId, home: &Described, threads: Threads) -> Result<QueryModel, String> {
     let found = model_id(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     if found != model {
         return Err(format!("{} is not the network that was signed", path.display()));
     }
-    let loaded = QueryModel::load_file(path).map_err(|error| chain(&error))?;
+    let loaded = QueryModel::load_file(path, threads).map_err(|error| chain(&error))?;
     if (loaded.space(), loaded.dimension()) != (home.space, home.dimension) {
         return Err(format!("it lives in the space {}, and this device in {}", loaded.space(), home.space));
     }
@@ -557,7 +558,7 @@ impl Updater {
     /// The network of a file that came in, if it is what was signed and does what it should.
     fn tested(&self, manifest: &Manifest, path: &Path) -> Result<QueryModel, String> {
         let expected = expected(manifest).ok_or("its manifest has no embeddings of test photos")?;
-        let model = load(path, manifest.model, &self.home)?;
+        let model = load(path, manifest.model, &self.home, self.files.threads)?;
         model.self_test(&expected).map_err(|error| chain(&error))?;
         Ok(model)
     }

@@ -22,7 +22,6 @@ use super::{DepthwiseI8, Work};
 use crate::Clamp;
 use crate::bytes::Scaling;
 use crate::bytes_neon::NarrowTo;
-use crate::shape::flat;
 
 /// Channels that are copied at once: two planes.
 const GROUP: usize = 16;
@@ -118,7 +117,7 @@ impl Group<'_, '_> {
     unsafe fn widen_weights(&self, to: *mut i16) {
         let [height, width] = self.depthwise.window.kernel;
         let padded = self.depthwise.channels.next_multiple_of(GROUP);
-        let from = &flat(&self.depthwise.weights)[..height * width * padded];
+        let from = &self.depthwise.weights.flat()[..height * width * padded];
         for (tap, from) in from.chunks_exact(padded).enumerate() {
             // SAFETY: sixteen weights lie there, for the last group does not go beyond the channels; room is the caller's.
             unsafe {
@@ -213,11 +212,11 @@ impl Row<'_, '_, '_> {
         let at = first * depthwise.channels + channel;
         // SAFETY: the caller's, for every line; biases and steps of eight channels lie there, for they are padded.
         unsafe {
-            let bias = flat(&depthwise.bias)[channel..].as_ptr();
+            let bias = depthwise.bias.flat()[channel..].as_ptr();
             let bias = [vld1q_s32(bias), vld1q_s32(bias.add(4))];
             let out = Out {
-                steps: two(flat(&depthwise.steps)[channel..].as_ptr()),
-                steps_to_bytes: two(flat(&depthwise.steps_to_bytes)[channel..].as_ptr()),
+                steps: two(depthwise.steps.flat()[channel..].as_ptr()),
+                steps_to_bytes: two(depthwise.steps_to_bytes.flat()[channel..].as_ptr()),
                 clamp: depthwise.clamp,
                 narrow: depthwise.scaling(channel, 128).map(|scaling: Scaling| NarrowTo::new(&scaling)),
                 count,

@@ -308,6 +308,18 @@ pub enum V4l2Error {
     },
 }
 
+impl V4l2Error {
+    /// The camera, where another program has it.
+    pub fn busy(&self) -> Option<&Path> {
+        match self {
+            Self::Open { path, source } | Self::Request { path, source, .. } if is(source, Errno::BUSY) => {
+                Some(path)
+            }
+            _ => None,
+        }
+    }
+}
+
 impl Error for V4l2Error {
     fn kind(&self) -> ErrorKind {
         match self {
