@@ -96,7 +96,7 @@ bench-embed: weights ## the embedder beside ONNX Runtime, on this machine and on
 		--out $(CACHE)/bench-embed/mobilenet-v2/raw.onnx
 	PYTHON=$(PYTHON) CARGO="$(CARGO)" embedder/bench/run.sh $(TARGET)/release/examples/bench_embed $(CACHE)/bench-embed target/reports/embed.json
 
-bench-edge: ## what a device takes, and five hundred pulled plugs, into target/reports/edge.json (five minutes; ARM too after `make edge-arm`)
+bench-edge: weights ## what a device takes, and five hundred pulled plugs, into target/reports/edge.json (five minutes; ARM too after `make edge-arm`)
 	$(CARGO) build --release --workspace --bins
 	$(TARGET)/release/glimpse-edge-bench --out target/reports/edge.json
 

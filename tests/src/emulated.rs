@@ -50,7 +50,8 @@ impl Machine {
         let toolchain = PathBuf::from(String::from_utf8(toolchain.stdout)?.trim());
         let mut command = Command::new(toolchain.join("usr/bin").join(self.emulator));
         command.args(["-cpu", self.processor, "-L"]).arg(toolchain.join(self.library)).arg(self.program());
-        command.current_dir(root());
+        // What it keeps for the next time is not that of whoever runs us.
+        command.current_dir(root()).env("CACHE_DIRECTORY", root().join("target/edge/cache"));
         Ok(Some(command))
     }
 }

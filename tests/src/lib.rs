@@ -34,6 +34,7 @@ pub mod durability;
 pub mod emulated;
 pub mod fixture;
 pub mod foreign;
+pub mod large;
 pub mod link;
 pub mod load;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
