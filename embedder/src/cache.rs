@@ -1,7 +1,7 @@
 //! Plans in files: what a network became the first time, for the times after that.
 //!
-//! A folder holds a file for each network, named after what it was made of: the ONNX file, the options and this version of the
-//! program. Each is whole, or it is not there: it is written beside its place and then moved, and whoever reads it holds it
+//! A folder holds a file for each network, named after what it was made of: the ONNX file, the options and the sources of what made
+//! it. Each is whole, or it is not there: it is written beside its place and then moved, and whoever reads it holds it
 //! against its checksum. Nothing depends on the folder: where it cannot be read or written, networks are built from their ONNX
 //! files as ever.
 //!
@@ -10,8 +10,7 @@
 //! that runs on it to end.
 
 use std::fs;
-use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
-use std::ops::Range;
+use std::io::{self, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +25,9 @@ const MAGIC: &[u8; 8] = b"GLIMPC-2";
 
 /// What the plan's first byte lies at a multiple of, so that its weights can be used where they are.
 const ALIGNED: usize = 64;
+
+/// Before what the checksum is of: magic and checksum.
+const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
 
 /// Files that are kept, the newest.
 const FILES_MAX: usize = 8;
@@ -69,7 +71,7 @@ impl PlanCache {
     pub(crate) fn key(model: &[u8], options: &EmbedderOptions) -> Key {
         let mut hasher = blake3::Hasher::new_derive_key("glimpse plan cache, version 1");
         hasher.update(blake3::hash(model).as_bytes());
-        hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
+        hasher.update(env!("GLIMPSE_PLAN_SOURCES").as_bytes());
         let EmbedderOptions { isa, pointwise, dense, depthwise, int8, threads: _, batch: _ } = options;
         hasher.update(format!(" {isa:?} {pointwise} {dense} {depthwise} {int8}").as_bytes());
         Key(hasher.finalize())
@@ -83,12 +85,7 @@ impl PlanCache {
     pub(crate) fn load(&self, key: Key) -> Option<(ModelMetadata, Plan)> {
         let path = self.path(key);
         let file = fs::File::open(&path).ok()?;
-        if file.metadata().ok()?.len() > BYTES_MAX {
-            return None;
-        }
-        // SAFETY: files of this folder are written elsewhere and moved here, and never changed; see the module's documentation.
-        let map = unsafe { Mmap::map(&file) }.ok()?;
-        let read = read(&Memory::new(map));
+        let read = whole(&file).and_then(|()| read(&mapped(&file)?));
         if let Err(reason) = &read {
             tracing::warn!(plan = %path.display(), "a kept plan is passed over, and made anew: {reason}");
         }
@@ -105,9 +102,12 @@ impl PlanCache {
     fn try_store(&self, key: Key, metadata: &ModelMetadata, plan: &Plan) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         self.tidy();
-        let draft = self.folder.join(format!("{}.{}.draft", key.0.to_hex(), std::process::id()));
+        // Nobody else's, in another container neither.
+        let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let number = format!("{}-{}", std::process::id(), age.as_nanos());
+        let draft = self.folder.join(format!("{}.{number}.draft", key.0.to_hex()));
         let written = || {
-            let mut file = fs::File::create(&draft)?;
+            let mut file = fs::File::create_new(&draft)?;
             write(&mut file, metadata, plan)?;
             file.sync_all()
         };
@@ -147,7 +147,6 @@ fn remove(path: &Path) {
 
 /// Magic, checksum of the rest, metadata with its length, zeros, plan.
 fn write(file: &mut fs::File, metadata: &ModelMetadata, plan: &Plan) -> io::Result<()> {
-    const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
     let props = serde_json::to_vec(&metadata.to_props())?;
     let mut start = (props.len() as u64).to_le_bytes().to_vec();
     start.extend(props);
@@ -168,11 +167,43 @@ fn write(file: &mut fs::File, metadata: &ModelMetadata, plan: &Plan) -> io::Resu
     file.write_all(hasher.finalize().as_bytes())
 }
 
+/// Holds a file against its checksum, reading it as any other: a disk that cannot be read is an error here, and the end of the program
+/// that finds out through a map.
+fn whole(file: &fs::File) -> Result<(), String> {
+    let failed = |error: io::Error| format!("it cannot be read: {error}");
+    let length = file.metadata().map_err(failed)?.len();
+    if length > BYTES_MAX {
+        return Err(format!("it is larger than {BYTES_MAX} bytes"));
+    }
+    let mut from = BufReader::new(file).take(BYTES_MAX);
+    let mut head = [0; HEAD];
+    from.read_exact(&mut head).map_err(|_| "it ends too early".to_owned())?;
+    let checksum = head.strip_prefix(MAGIC.as_slice()).ok_or("it is of another version")?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(from).map_err(failed)?;
+    if hasher.finalize().as_bytes() == checksum { Ok(()) } else { Err("its checksum is wrong".to_owned()) }
+}
+
+/// The file in memory: mapped, or read where its file system has no maps.
+fn mapped(mut file: &fs::File) -> Result<Memory, String> {
+    // SAFETY: files of this folder are written elsewhere and moved here, and never changed; see the module's documentation.
+    if let Ok(map) = unsafe { Mmap::map(file) } {
+        return Ok(Memory::new(map));
+    }
+    let mut bytes = Vec::new();
+    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.take(BYTES_MAX).read_to_end(&mut bytes));
+    read.map_err(|error| format!("it cannot be read: {error}"))?;
+    Ok(Memory::new(bytes))
+}
+
 fn read(memory: &Memory) -> Result<(ModelMetadata, Plan), String> {
     let bytes = memory.bytes();
-    let (props, plan_at) = checked(bytes)?;
-    let props: Vec<(String, String)> =
-        serde_json::from_slice(&bytes[props]).map_err(|error| error.to_string())?;
+    let ends = || "it ends too early".to_owned();
+    let (length, rest) = bytes.get(HEAD..).and_then(|body| body.split_first_chunk::<8>()).ok_or_else(ends)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| ends())?;
+    let props = rest.get(..length).ok_or_else(ends)?;
+    let plan_at = (bytes.len() - rest.len() + length).next_multiple_of(ALIGNED);
+    let props: Vec<(String, String)> = serde_json::from_slice(props).map_err(|error| error.to_string())?;
     let props = props.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let metadata = ModelMetadata::from_props(props)?;
     let plan = Plan::read_within(memory, plan_at..bytes.len()).map_err(|error| error.to_string())?;
@@ -182,21 +213,4 @@ fn read(memory: &Memory) -> Result<(ModelMetadata, Plan), String> {
         return Err("its plan is of another network".to_owned());
     }
     Ok((metadata, plan))
-}
-
-/// Where the metadata of a whole file is, and where its plan begins.
-fn checked(bytes: &[u8]) -> Result<(Range<usize>, usize), String> {
-    let ends = || "it ends too early".to_owned();
-    let rest = bytes.strip_prefix(MAGIC).ok_or("it is of another version")?;
-    let (checksum, body) = rest.split_at_checked(blake3::OUT_LEN).ok_or_else(ends)?;
-    if blake3::hash(body).as_bytes() != checksum {
-        return Err("its checksum is wrong".to_owned());
-    }
-    let (length, rest) = body.split_first_chunk::<8>().ok_or_else(ends)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| ends())?;
-    if length > rest.len() {
-        return Err(ends());
-    }
-    let start = bytes.len() - rest.len();
-    Ok((start..start + length, (start + length).next_multiple_of(ALIGNED)))
 }

@@ -65,24 +65,26 @@ impl Embedder {
     ) -> Result<Self, ModelError> {
         let bytes = ModelFile::bytes(path)?;
         let key = PlanCache::key(&bytes, options);
-        let kept = || -> Option<Result<Self, ModelError>> {
-            let (metadata, plan) = cache.load(key)?;
-            // Only models with a space were kept.
-            let space = metadata.space?;
+        // Only models with a space were kept.
+        if let Some((space, metadata, plan)) =
+            cache.load(key).and_then(|(metadata, plan)| Some((metadata.space?, metadata, plan)))
+        {
             let unusable = |reason| ModelError::Unusable { path: path.to_owned(), reason };
-            let network = Network::of_plan(plan, options).map_err(unusable);
-            Some(network.map(|network| Self { network, metadata, space, idle: Mutex::default() }))
-        };
-        if let Some(kept) = kept() {
-            return kept;
+            let network = Network::of_plan(plan, options).map_err(unusable)?;
+            return Ok(Self { network, metadata, space, idle: Mutex::default() });
         }
         let file = ModelFile::decode(path, &bytes)?;
         // While a network is built there are several copies of its weights, and a board has little memory.
         drop(bytes);
-        let embedder = Self::build(file, |file, width, height| Network::build(file, width, height, options))?;
-        let Some(plan) = embedder.network.plan() else { return Ok(embedder) };
-        cache.store(key, &embedder.metadata, plan);
-        kept().unwrap_or(Ok(embedder))
+        let mut embedder =
+            Self::build(file, |file, width, height| Network::build(file, width, height, options))?;
+        if let Some(plan) = embedder.network.plan_mut() {
+            cache.store(key, &embedder.metadata, plan);
+            if let Some((_, kept)) = cache.load(key) {
+                *plan = kept;
+            }
+        }
+        Ok(embedder)
     }
 
     /// The network in the form that runs on any processor without an engine, as a microcontroller wants it.

@@ -150,10 +150,10 @@ impl Network {
         }
     }
 
-    /// Its plan, where it is run by one.
-    pub(crate) const fn plan(&self) -> Option<&Plan> {
-        match &self.engine {
-            Engine::Plan(flat) => Some(&flat.plan),
+    /// Its plan, where it is run by one; another of the same steps may be put in its place.
+    pub(crate) const fn plan_mut(&mut self) -> Option<&mut Plan> {
+        match &mut self.engine {
+            Engine::Plan(flat) => Some(&mut flat.plan),
             Engine::Tract { .. } => None,
             #[cfg(feature = "onnxruntime")]
             Engine::OnnxRuntime(_) => None,

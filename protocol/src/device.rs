@@ -1356,8 +1356,8 @@ mod tests {
     fn processors_are_counted_and_named() {
         let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'a'\n";
         for (more, expected) in [
-            ("threads = 0", "line 4: threads: expected a whole number of threads from 1 to 64"),
-            ("threads = 'all'", "line 4: threads: expected a whole number of threads from 1 to 64"),
+            ("threads = 0", "line 4: threads: expected a whole number of threads from 1 to 32"),
+            ("threads = 'all'", "line 4: threads: expected a whole number of threads from 1 to 32"),
             (
                 "cores = '3-2'",
                 "line 4: cores: expected the numbers of processors, such as \"2-3\" or \"0,2\"",

@@ -15,7 +15,7 @@ cannot() { echo "$*"; exit 3; }
 debian_possible() {
     [ "$(uname -sm)" = "Linux x86_64" ] || cannot "it needs x86-64 Linux, and this is $(uname -sm)"
     local program
-    for program in apt-get apt-config dpkg-deb tar flock; do
+    for program in apt-get apt-config dpkg-deb tar flock "${PYTHON:-python3}"; do
         command -v "$program" >/dev/null || cannot "there is no $program: it needs Debian or something near it"
     done
 }

@@ -152,6 +152,10 @@ impl<L: Line, C: Clock> Uplink for SerialUplink<L, C> {
                         let busy = matches!(&reply, Answer::Refused(error) if is_busy(error.code));
                         return Ok(Some(Received::Reply { id, reply, busy }));
                     }
+                    // Somebody may send without a pause, and never a reply.
+                    if byte == END && self.clock.now() >= until {
+                        return Ok(None);
+                    }
                 }
                 None if self.clock.now() >= until => return Ok(None),
                 None => self.line.idle(),

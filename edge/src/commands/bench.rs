@@ -67,9 +67,12 @@ impl fmt::Display for Measured {
         }
         match (&self.energy, self.joules_a_photo) {
             (Some(Energy { watts, sensor, .. }), Some(joules)) => {
-                write!(f, "\nenergy: {joules:.3} J a photo, {watts:.2} W for all that runs, by {sensor}")
+                write!(f, "\nenergy: {joules:.3} J a photo, {watts:.2} W of all that {sensor} sees")
             }
-            _ => f.write_str("\nenergy: this machine measures none that this user may read"),
+            _ if self.times.profile.is_some() => f.write_str("\nenergy: not measured with --profile"),
+            _ => f.write_str(
+                "\nenergy: nothing here measures it that this user may read, or not in so short a time",
+            ),
         }
     }
 }

@@ -84,6 +84,9 @@ fn configured(path: Option<&Path>) -> Finding {
 }
 
 fn examine_device(device: &Device, tell: &mut dyn FnMut(Finding)) {
+    if let Some(cores) = &device.cores {
+        tell(system::cores(cores));
+    }
     if let Some(outbox) = &device.outbox {
         tell(system::folder("outbox", &outbox.folder, outbox.megabytes.into()));
     }

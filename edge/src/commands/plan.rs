@@ -1,7 +1,7 @@
 //! `glimpse-edge plan`: the query network as a file for devices without an operating system.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
@@ -41,6 +41,12 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         let path = path.display();
         ensure!(found == space, "{path} lives in the space {found} and the bundle is the space {space}");
     }
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    ensure!(
+        !same(&path, &args.out),
+        "{} is the network itself: name another file with --out",
+        path.display()
+    );
     let bytes = model.write();
     write_whole(&args.out, |file| file.write_all(&bytes))
         .with_context(|| format!("cannot write {}", args.out.display()))?;

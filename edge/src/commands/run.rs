@@ -131,7 +131,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let device = configuration(args)?;
     if let Some(cores) = &device.cores {
         // Before there is another thread: those that come have what this one has.
-        host::run_on(cores)?;
+        host::run_on(cores).map_err(|error| Misconfigured(chain(&error)))?;
     }
     let files = model_files(&device);
     let home = files.describe()?;

@@ -73,36 +73,48 @@ fn sanitised(host: &str) -> Option<DeviceId> {
 
 /// The program cannot run on these processors.
 #[derive(Debug, Error)]
-#[error(
-    "cannot run on the processors {cores}: this machine has {available}; write cores = \"..\" of them, or leave it out"
-)]
-pub struct NoSuchCores {
-    cores: Cores,
-    available: String,
+pub enum CoresError {
+    /// One of them is not there, or not this program's.
+    #[error(
+        "cannot run on the processors {cores}: this program may use {available}; write cores = \"..\" of them, or leave it out"
+    )]
+    NoSuch {
+        /// What was asked for.
+        cores: Cores,
+        /// Those that there are.
+        available: String,
+    },
+    /// The system refuses.
+    #[error("cannot choose the processors to run on")]
+    System(#[source] std::io::Error),
+}
+
+/// Those of `cores` as the system has them, where this program may run on all of them.
+///
+/// # Errors
+/// [`CoresError`].
+pub fn may_run_on(cores: &Cores) -> Result<CpuSet, CoresError> {
+    let mine = sched_getaffinity(None).map_err(|error| CoresError::System(error.into()))?;
+    let mut set = CpuSet::new();
+    for core in cores.numbers().iter().map(|core| usize::from(*core)) {
+        if core >= CpuSet::MAX_CPU || !mine.is_set(core) {
+            let numbers: Vec<String> =
+                (0..CpuSet::MAX_CPU).filter(|core| mine.is_set(*core)).map(|core| core.to_string()).collect();
+            let available: Option<Cores> = numbers.join(",").parse().ok();
+            let available = available.map_or_else(|| "others".to_owned(), |cores| cores.to_string());
+            return Err(CoresError::NoSuch { cores: cores.clone(), available });
+        }
+        set.set(core);
+    }
+    Ok(set)
 }
 
 /// Lets this thread, and those that it starts from now on, run on these processors alone.
 ///
 /// # Errors
-/// One of them is not there, or not this program's.
-pub fn run_on(cores: &Cores) -> Result<(), NoSuchCores> {
-    let mine = sched_getaffinity(None).unwrap_or_default();
-    let mut set = CpuSet::new();
-    for core in cores.numbers().iter().map(|core| usize::from(*core)) {
-        if core >= CpuSet::MAX_CPU || !mine.is_set(core) {
-            return Err(no_such(cores, &mine));
-        }
-        set.set(core);
-    }
-    sched_setaffinity(None, &set).map_err(|_| no_such(cores, &mine))
-}
-
-fn no_such(cores: &Cores, mine: &CpuSet) -> NoSuchCores {
-    let numbers: Vec<String> =
-        (0..CpuSet::MAX_CPU).filter(|core| mine.is_set(*core)).map(|core| core.to_string()).collect();
-    let available: Option<Cores> = numbers.join(",").parse().ok();
-    let available = available.map_or_else(|| "others".to_owned(), |cores| cores.to_string());
-    NoSuchCores { cores: cores.clone(), available }
+/// [`CoresError`].
+pub fn run_on(cores: &Cores) -> Result<(), CoresError> {
+    sched_setaffinity(None, &may_run_on(cores)?).map_err(|error| CoresError::System(error.into()))
 }
 
 /// Whether what is sent to `host` does not leave this machine.

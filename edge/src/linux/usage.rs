@@ -10,8 +10,9 @@
 //! Whatever they measure is taken together with all else that runs there: the board's, and not the program's alone.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -23,7 +24,19 @@ use serde::Serialize;
 const EVERY: Duration = Duration::from_millis(100);
 
 /// How often, where a program has to be started for it.
-const PROGRAM_EVERY: Duration = Duration::from_secs(1);
+const PROGRAM_EVERY: Duration = Duration::from_millis(500);
+
+/// How long that program may take.
+const PROGRAM_WITHIN: Duration = Duration::from_secs(2);
+
+/// What is read of what it prints.
+const PRINTED_BYTES_MAX: u64 = 64 << 10;
+
+/// Fewer samples of power say nothing.
+const SAMPLES_MIN: usize = 3;
+
+/// Samples that are kept.
+const SAMPLES_MAX: usize = 1 << 16;
 
 /// The most memory that this program ever had, in bytes; `None` where the kernel does not say.
 pub fn peak_memory(root: &Path) -> Option<u64> {
@@ -43,11 +56,14 @@ pub struct Energy {
     pub sensor: String,
 }
 
+/// Sensors that are known to see one chip alone, which is none that embeds.
+const PARTS: [&str; 4] = ["amdgpu", "amd_energy", "nouveau", "radeon"];
+
 /// What a board measures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Sensor {
-    /// A counter in millionths of a joule, and where it begins anew.
-    Counter { energy: PathBuf, range: Option<u64> },
+    /// Counters in millionths of a joule, each with where it begins anew; their sum.
+    Counters(Vec<(PathBuf, Option<u64>)>),
     /// Millionths of a watt.
     Power(PathBuf),
     /// Millionths of an ampere and of a volt.
@@ -57,7 +73,7 @@ enum Sensor {
 }
 
 impl Sensor {
-    /// The first of those that are there, and can be read.
+    /// The first of those that are there, can be read, and measure something.
     fn find(root: &Path) -> Option<Self> {
         let classes = root.join("sys/class");
         Self::in_powercap(&classes.join("powercap"))
@@ -65,50 +81,60 @@ impl Sensor {
             .chain(folders(&classes.join("hwmon")).iter().flat_map(|folder| Self::in_hwmon(folder)))
             .chain(folders(&classes.join("power_supply")).iter().filter_map(|folder| Self::in_supply(folder)))
             .chain(["usr/bin/vcgencmd", "opt/vc/bin/vcgencmd"].map(|program| Self::Pmic(root.join(program))))
-            .find(|sensor| sensor.read().is_some())
+            .find(|sensor| sensor.read().is_some_and(|read| read > 0.0))
     }
 
-    /// The whole system's counter, or the first processor's.
+    /// The whole system's counter, or those of all processors.
     fn in_powercap(powercap: &Path) -> Option<Self> {
-        let named = |name: &str| {
-            folders(powercap)
-                .into_iter()
-                .find(|folder| text(&folder.join("name")).is_some_and(|found| found == name))
+        let named = |what: fn(&str) -> bool| -> Vec<(PathBuf, Option<u64>)> {
+            let folders = folders(powercap).into_iter();
+            let folders = folders.filter(|folder| text(&folder.join("name")).is_some_and(|name| what(&name)));
+            folders
+                .map(|folder| (folder.join("energy_uj"), number(&folder.join("max_energy_range_uj"))))
+                .collect()
         };
-        let folder = named("psys").or_else(|| named("package-0"))?;
-        let range = number(&folder.join("max_energy_range_uj"));
-        Some(Self::Counter { energy: folder.join("energy_uj"), range })
+        let system = named(|name| name == "psys");
+        let counters = if system.is_empty() { named(|name| name.starts_with("package-")) } else { system };
+        (!counters.is_empty()).then_some(Self::Counters(counters))
     }
 
     fn in_hwmon(folder: &Path) -> Vec<Self> {
-        let counter =
-            |place: u32| Self::Counter { energy: folder.join(format!("energy{place}_input")), range: None };
+        if text(&folder.join("name")).is_some_and(|name| PARTS.contains(&name.as_str())) {
+            return Vec::new();
+        }
+        let counter = |place: u32| Self::Counters(vec![(folder.join(format!("energy{place}_input")), None)]);
         let average = |place: u32| Self::Power(folder.join(format!("power{place}_average")));
         let power = |place: u32| Self::Power(folder.join(format!("power{place}_input")));
         (1..=4).map(counter).chain((1..=4).map(average)).chain((1..=4).map(power)).collect()
     }
 
+    /// A battery that gives, or mains that are plugged in.
     fn in_supply(folder: &Path) -> Option<Self> {
+        let says = |file: &str, what: &str| text(&folder.join(file)).is_some_and(|text| text == what);
+        let gives = if says("type", "Battery") { says("status", "Discharging") } else { says("online", "1") };
+        if !gives {
+            return None;
+        }
         let power = folder.join("power_now");
         let (current, voltage) = (folder.join("current_now"), folder.join("voltage_now"));
-        if number(&power).is_some() {
+        if power.exists() {
             Some(Self::Power(power))
         } else {
-            voltage.exists().then_some(Self::CurrentAndVoltage(current, voltage))
+            Some(Self::CurrentAndVoltage(current, voltage))
         }
     }
 
     /// Joules so far of a counter, watts now of anything else.
     fn read(&self) -> Option<f64> {
         match self {
-            Self::Counter { energy: file, .. } | Self::Power(file) => Some(number(file)? as f64 / 1e6),
+            Self::Counters(counters) => {
+                counters.iter().map(|(file, _)| Some(number(file)? as f64 / 1e6)).sum()
+            }
+            Self::Power(file) => Some(number(file)? as f64 / 1e6),
             Self::CurrentAndVoltage(current, voltage) => {
                 Some(signed(current)?.abs() as f64 / 1e6 * signed(voltage)?.abs() as f64 / 1e6)
             }
-            Self::Pmic(program) => {
-                let output = Command::new(program).arg("pmic_read_adc").output().ok()?;
-                watts_of_pmic(&String::from_utf8_lossy(&output.stdout))
-            }
+            Self::Pmic(program) => watts_of_pmic(&printed_by(program)?),
         }
     }
 
@@ -117,14 +143,36 @@ impl Sensor {
     }
 
     fn name(&self) -> String {
-        match self {
-            Self::Counter { energy: file, .. } | Self::Power(file) | Self::CurrentAndVoltage(file, _) => {
-                let name = file.parent().and_then(|folder| text(&folder.join("name")));
-                name.map_or_else(|| file.display().to_string(), |name| format!("{name} ({})", file.display()))
-            }
-            Self::Pmic(program) => format!("{} pmic_read_adc", program.display()),
-        }
+        let file = match self {
+            Self::Counters(counters) => counters.first().map(|(file, _)| file),
+            Self::Power(file) | Self::CurrentAndVoltage(file, _) => Some(file),
+            Self::Pmic(program) => return format!("{} pmic_read_adc", program.display()),
+        };
+        let Some(file) = file else { return String::new() };
+        let name = file.parent().and_then(|folder| text(&folder.join("name")));
+        name.map_or_else(|| file.display().to_string(), |name| format!("{name} ({})", file.display()))
     }
+}
+
+/// What a program prints in time; it is killed after that.
+fn printed_by(program: &Path) -> Option<String> {
+    let mut command = Command::new(program);
+    command.arg("pmic_read_adc").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().ok()?;
+    let until = Instant::now() + PROGRAM_WITHIN;
+    while child.try_wait().ok()?.is_none() {
+        if Instant::now() >= until {
+            // It may have ended in between.
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    let mut printed = String::new();
+    // It has ended, so there is no more than a pipe holds; what it started may hold the pipe still.
+    child.stdout.take()?.take(PRINTED_BYTES_MAX).read_to_string(&mut printed).ok()?;
+    Some(printed)
 }
 
 /// The sum over all rails, of lines such as `3V3_SYS_A current(1)=0.05A` and `3V3_SYS_V volt(9)=3.31V`.
@@ -144,62 +192,94 @@ fn watts_of_pmic(printed: &str) -> Option<f64> {
 pub struct Meter {
     sensor: Sensor,
     started: Instant,
-    /// What a counter said at first.
-    first: Option<f64>,
-    ends: Arc<AtomicBool>,
-    /// Joules, of a sensor of power.
-    sampler: Option<JoinHandle<f64>>,
+    measuring: Measuring,
 }
+
+#[derive(Debug)]
+enum Measuring {
+    /// What each counter said at first.
+    Counters(Vec<u64>),
+    /// A thread that reads power, and gives what it read and when.
+    Samples { ends: Arc<AtomicBool>, sampler: JoinHandle<Option<Vec<Sample>>> },
+}
+
+/// Watts at a time.
+type Sample = (Instant, f64);
 
 impl Meter {
     /// Begins to measure, where the board has something to do so.
     pub fn start(root: &Path) -> Option<Self> {
         let sensor = Sensor::find(root)?;
-        let first = sensor.read();
-        let ends = Arc::new(AtomicBool::new(false));
-        let is_counter = matches!(sensor, Sensor::Counter { .. });
-        let sampler = (!is_counter).then(|| {
-            let (sensor, ends) = (sensor.clone(), Arc::clone(&ends));
-            thread::Builder::new().name("energy".to_owned()).spawn(move || integrate(&sensor, &ends))
-        });
-        Some(Self { sensor, started: Instant::now(), first, ends, sampler: sampler.transpose().ok()? })
+        let measuring = if let Sensor::Counters(counters) = &sensor {
+            Measuring::Counters(counters.iter().map(|(file, _)| number(file)).collect::<Option<_>>()?)
+        } else {
+            let ends = Arc::new(AtomicBool::new(false));
+            let (sensor, asked) = (sensor.clone(), Arc::clone(&ends));
+            let sampler = thread::Builder::new().name("energy".to_owned());
+            let sampler = sampler.spawn(move || samples(&sensor, &asked)).ok()?;
+            Measuring::Samples { ends, sampler }
+        };
+        Some(Self { sensor, started: Instant::now(), measuring })
     }
 
-    /// What was used since; `None` where the sensor fell silent.
+    /// What was used since; `None` where the sensor fell silent, or the time was too short for it.
     pub fn end(self) -> Option<Energy> {
-        self.ends.store(true, Ordering::Relaxed);
-        let joules = match (self.sampler, &self.sensor) {
-            (Some(sampler), _) => sampler.join().ok()?,
-            (None, Sensor::Counter { range, .. }) => {
-                let used = self.sensor.read()? - self.first?;
-                // It began anew.
-                if used < 0.0 { used + range.map(|range| range as f64 / 1e6)? } else { used }
+        let ended = Instant::now();
+        let joules = match (self.measuring, &self.sensor) {
+            (Measuring::Counters(first), Sensor::Counters(counters)) => {
+                let used = counters.iter().zip(first).map(|((file, range), first)| {
+                    let now = number(file)?;
+                    // It may have begun anew.
+                    let used =
+                        now.checked_sub(first).or_else(|| range.map(|range| range - first.min(range) + now));
+                    Some(used? as f64 / 1e6)
+                });
+                used.sum::<Option<f64>>()?
             }
-            (None, _) => return None,
+            (Measuring::Counters(_), _) => return None,
+            (Measuring::Samples { ends, sampler }, _) => {
+                ends.store(true, Ordering::Relaxed);
+                sampler.thread().unpark();
+                integral(&sampler.join().ok()??, self.started, ended)?
+            }
         };
-        let seconds = self.started.elapsed().as_secs_f64();
-        let watts = joules / seconds;
+        let watts = joules / (ended - self.started).as_secs_f64();
         watts.is_finite().then(|| Energy { joules, watts, sensor: self.sensor.name() })
     }
 }
 
-/// Joules until it ends: each power stands for the time since the one before.
-fn integrate(sensor: &Sensor, ends: &AtomicBool) -> f64 {
-    let (mut joules, mut last) = (0.0, Instant::now());
-    loop {
-        let is_last = ends.load(Ordering::Relaxed);
-        let watts = sensor.read();
-        let now = Instant::now();
-        joules += watts.unwrap_or(0.0) * (now - last).as_secs_f64();
-        last = now;
-        if is_last {
-            return joules;
+/// Power from now until it ends; `None` where it cannot be read once.
+fn samples(sensor: &Sensor, ends: &AtomicBool) -> Option<Vec<Sample>> {
+    let mut samples = Vec::new();
+    while !ends.load(Ordering::Relaxed) {
+        let watts = sensor.read()?;
+        samples.push((Instant::now(), watts));
+        if samples.len() >= SAMPLES_MAX {
+            // Days: every second sample tells as much.
+            let mut place = 0;
+            samples.retain(|_| {
+                place += 1;
+                place % 2 == 1
+            });
         }
-        let until = now + sensor.every();
-        while !ends.load(Ordering::Relaxed) && Instant::now() < until {
-            thread::sleep(EVERY.min(until.saturating_duration_since(Instant::now())));
-        }
+        thread::park_timeout(sensor.every());
     }
+    Some(samples)
+}
+
+/// Joules between two times, power being a line from each sample to the next; `None` with fewer than [`SAMPLES_MIN`].
+fn integral(samples: &[Sample], from: Instant, to: Instant) -> Option<f64> {
+    let within: Vec<Sample> = samples.iter().copied().filter(|(at, _)| *at <= to).collect();
+    let (first, last) = (*within.first()?, *within.last()?);
+    if within.len() < SAMPLES_MIN {
+        return None;
+    }
+    let between = within.windows(2).map(|pair| {
+        let [(from, before), (to, after)] = [pair[0], pair[1]];
+        (before + after) / 2.0 * (to - from).as_secs_f64()
+    });
+    let seconds = |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_secs_f64();
+    Some(between.sum::<f64>() + first.1 * seconds(first.0, from) + last.1 * seconds(to, last.0))
 }
 
 fn folders(of: &Path) -> Vec<PathBuf> {
@@ -238,7 +318,7 @@ mod tests {
 
     fn used(root: &Path, change: impl FnOnce()) -> Option<Energy> {
         let meter = Meter::start(root)?;
-        thread::sleep(Duration::from_millis(250));
+        thread::sleep(Duration::from_millis(450));
         change();
         meter.end()
     }
@@ -276,10 +356,18 @@ mod tests {
         for (files, watts) in [
             (&[("sys/class/hwmon/hwmon1/power1_input", "3000000")][..], 3.0),
             (&[("sys/class/hwmon/hwmon1/power2_average", "2000000")], 2.0),
-            (&[("sys/class/power_supply/bat/power_now", "1500000")], 1.5),
+            (
+                &[
+                    ("sys/class/power_supply/usb/power_now", "1500000"),
+                    ("sys/class/power_supply/usb/online", "1"),
+                ],
+                1.5,
+            ),
             // Out of a battery the current is negative on some.
             (
                 &[
+                    ("sys/class/power_supply/bat/type", "Battery"),
+                    ("sys/class/power_supply/bat/status", "Discharging"),
                     ("sys/class/power_supply/bat/current_now", "-500000"),
                     ("sys/class/power_supply/bat/voltage_now", "4000000"),
                 ],
@@ -289,7 +377,7 @@ mod tests {
             let found = used(lay_out(files).path(), || {}).unwrap();
             // All of the time, whatever it was.
             assert!((found.watts - watts).abs() < 0.1 * watts, "{files:?}: {found:?}");
-            assert!(found.joules > 0.2 * watts, "{files:?}: {found:?}");
+            assert!(found.joules > 0.4 * watts, "{files:?}: {found:?}");
         }
     }
 
@@ -311,11 +399,43 @@ mod tests {
     }
 
     #[test]
+    fn power_between_samples_is_a_line_and_what_is_read_too_late_is_nothing() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let samples = [(at(100), 2.0), (at(200), 4.0), (at(400), 4.0), (at(600), 100.0)];
+        let joules = integral(&samples, start, at(500)).unwrap();
+        assert!((joules - (0.2 + 0.3 + 0.8 + 0.4)).abs() < 1e-9, "{joules}");
+        assert_eq!(integral(&samples[..2], start, at(500)), None, "too few");
+        assert_eq!(integral(&samples, start, at(300)), None, "too few in time");
+    }
+
+    #[test]
+    fn a_sensor_that_falls_silent_gives_nothing() {
+        let root = lay_out(&[("sys/class/hwmon/hwmon1/power1_input", "3000000")]);
+        let meter = Meter::start(root.path()).unwrap();
+        thread::sleep(Duration::from_millis(350));
+        fs::remove_file(root.path().join("sys/class/hwmon/hwmon1/power1_input")).unwrap();
+        thread::sleep(Duration::from_millis(250));
+        assert_eq!(meter.end(), None);
+    }
+
+    #[test]
     fn a_board_that_measures_nothing_has_no_energy() {
-        let root = lay_out(&[
-            ("sys/class/power_supply/ac/online", "1"),
-            ("sys/class/hwmon/hwmon0/temp1_input", "1"),
-        ]);
-        assert!(Meter::start(root.path()).is_none());
+        for files in [
+            &[("sys/class/power_supply/ac/online", "1"), ("sys/class/hwmon/hwmon0/temp1_input", "1")][..],
+            // Neither a graphics card's power nor what goes into a battery is what a photo takes.
+            &[
+                ("sys/class/hwmon/hwmon0/name", "amdgpu"),
+                ("sys/class/hwmon/hwmon0/power1_average", "9000000"),
+            ],
+            &[
+                ("sys/class/power_supply/bat/type", "Battery"),
+                ("sys/class/power_supply/bat/status", "Charging"),
+                ("sys/class/power_supply/bat/power_now", "9000000"),
+            ],
+            &[("sys/class/power_supply/ac/online", "1"), ("sys/class/power_supply/ac/power_now", "0")],
+        ] {
+            assert!(Meter::start(lay_out(files).path()).is_none(), "{files:?}");
+        }
     }
 }

@@ -112,13 +112,17 @@ impl PortableModel {
         file.take()
     }
 
-    /// What reading the file `bytes` would take of other memory for its weights, at most.
+    /// What reading the file `bytes` would take of other memory for its weights and constants, at most.
     ///
     /// # Errors
-    /// As [`file_bytes`](Self::file_bytes).
+    /// As [`file_bytes`](Self::file_bytes), and [`PortableError::Plan`].
     pub fn copied_bytes(bytes: &[u8]) -> Result<usize, PortableError> {
         let file_bytes = Self::file_bytes(bytes)?;
-        Ok(if Memory::is_aligned(bytes) { 0 } else { file_bytes })
+        if !Memory::is_usable_in_place(bytes) {
+            return Ok(file_bytes);
+        }
+        let plan = bytes.get(PLAN_AT..file_bytes).ok_or(PortableError::Foreign)?;
+        Plan::constant_bytes(plan).map_err(PortableError::Plan)
     }
 
     /// The length of the file that `bytes` begin with, as it says itself.

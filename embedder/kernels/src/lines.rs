@@ -23,7 +23,7 @@ impl Memory {
     }
 
     /// Whether bytes begin where packed weights can be used as they are.
-    pub fn is_aligned(bytes: &[u8]) -> bool {
+    pub fn is_usable_in_place(bytes: &[u8]) -> bool {
         bytes.as_ptr().addr().is_multiple_of(LINE_BYTES) && cfg!(target_endian = "little")
     }
 
@@ -53,10 +53,11 @@ impl<T: AnyBitPattern + NoUninit, const N: usize> Lines<T, N> {
     /// boundaries of lines.
     pub(crate) fn there(memory: &Memory, at: usize, bytes: usize) -> Option<Self> {
         let place = memory.bytes().get(at..at.checked_add(bytes)?)?;
-        Memory::is_aligned(place).then(|| Self::There { memory: memory.clone(), at, bytes })
+        Memory::is_usable_in_place(place).then(|| Self::There { memory: memory.clone(), at, bytes })
     }
 
-    /// As a flat slice. Whoever needs it for each pixel asks once.
+    /// As a flat slice. Whoever needs it for each pixel asks once. Memory that is not our own is looked at anew each time, as long as
+    /// it says and aligned for a `T` at least: kernels load without asking for more.
     pub(crate) fn flat(&self) -> &[T] {
         match self {
             Self::Own(lines) => flat(lines),

@@ -79,10 +79,33 @@ impl Plan {
         Self::read_from(Reader::within(memory, bytes)?)
     }
 
-    fn read_from(mut from: Reader<'_>) -> Result<Self, PlanError> {
-        if from.bytes(MAGIC.len())? != MAGIC {
-            return Err(Damaged("it is no plan, or one of another version").into());
+    /// Bytes of the constants of a plan, which are copied wherever it is read.
+    ///
+    /// # Errors
+    /// Bytes that are no plan, as far as its steps.
+    pub fn constant_bytes(bytes: &[u8]) -> Result<usize, PlanError> {
+        let mut from = Reader::new(bytes);
+        read_magic(&mut from)?;
+        let _input: [usize; 3] = from.counts()?;
+        let mut constants = 0;
+        for _ in 0..from.count()? {
+            let shape = Shape(from.counts()?);
+            match from.count()? {
+                3 => {
+                    from.count()?;
+                }
+                4 => {
+                    let bytes = shape.len().and_then(|len| len.checked_mul(4));
+                    constants += from.bytes(bytes.ok_or(Damaged("a constant is too large"))?)?.len();
+                }
+                _ => {}
+            }
         }
+        Ok(constants)
+    }
+
+    fn read_from(mut from: Reader<'_>) -> Result<Self, PlanError> {
+        read_magic(&mut from)?;
         let mut builder = PlanBuilder::new(from.counts()?);
         for number in 0..from.count()? {
             let shape = Shape(from.counts()?);
@@ -109,6 +132,14 @@ impl Plan {
             return Err(Damaged("something follows its end").into());
         }
         builder.finish(output)
+    }
+}
+
+fn read_magic(from: &mut Reader<'_>) -> Result<(), Damaged> {
+    if from.bytes(MAGIC.len())? == MAGIC {
+        Ok(())
+    } else {
+        Err(Damaged("it is no plan, or one of another version"))
     }
 }
 

@@ -7,7 +7,7 @@ use std::vec::Vec;
 use super::ValueError;
 
 /// `threads` at most: no board has as many processors.
-pub const THREADS_MAX: u16 = 64;
+pub const THREADS_MAX: u16 = 32;
 
 /// The largest number of a processor that `cores` may name.
 const CORE_MAX: u16 = 1023;
@@ -47,7 +47,10 @@ impl FromStr for Cores {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let number = |text: &str| {
-            text.trim().parse::<u16>().ok().filter(|core| *core <= CORE_MAX).ok_or(ValueError::Cores)
+            // To `parse` a sign belongs to a number.
+            let digits = Some(text.trim()).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+            let core = digits.and_then(|text| text.parse::<u16>().ok());
+            core.filter(|core| *core <= CORE_MAX).ok_or(ValueError::Cores)
         };
         let mut cores = Vec::new();
         for part in text.split(',') {
@@ -95,7 +98,9 @@ mod tests {
             let cores: Cores = text.parse().unwrap();
             assert_eq!((cores.numbers(), cores.to_string().as_str()), (numbers, written));
         }
-        for wrong in ["", "a", "-", "1-", "-1", "3-2", "0,,1", "1024", "0-1024", "0x1", "99999999999"] {
+        for wrong in
+            ["", "a", "-", "1-", "-1", "3-2", "0,,1", "1024", "0-1024", "0x1", "+1", "+2-+3", "99999999999"]
+        {
             assert_eq!(wrong.parse::<Cores>(), Err(ValueError::Cores), "{wrong}");
         }
     }

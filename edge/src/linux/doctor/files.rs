@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use glimpse_embedder::test_photo;
@@ -49,31 +49,62 @@ pub fn camera(camera: &CameraSource, wanted: Wanted, sharpness_min: f32) -> Find
             "put photos there: .jpg, .jpeg or .png; the device takes them as they come",
         ),
         Err(CameraError::V4l2(ref error)) if let Some(path) = error.busy() => {
-            let users = users_of(Path::new("/"), path);
-            if users.iter().any(|user| user == PROGRAM) {
-                return Finding::ok(CHECK, format!("{camera} is in use by a device that runs"));
-            }
-            let by = if users.is_empty() { "another program".to_owned() } else { users.join(", ") };
-            let advice = format!("end what uses it; `sudo fuser -v {}` shows it", path.display());
-            Finding::failure(CHECK, format!("{camera} is in use by {by}"), advice)
+            in_use(CHECK, camera, path, &users_of(Path::new("/"), path))
         }
         Err(error) => Finding::failure(CHECK, chain(&error), camera_advice(camera)),
     }
 }
 
-/// Names of the programs that have this file open, as far as this user may know; each once. `root` is where the kernel tells of them.
-fn users_of(root: &Path, file: &Path) -> Vec<String> {
-    let Ok(file) = fs::canonicalize(file) else { return Vec::new() };
-    let list = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let has_it = |process: &PathBuf| {
-        list(&process.join("fd")).any(|link| fs::read_link(link).is_ok_and(|open| open == file))
-    };
-    let name = |process: PathBuf| Some(fs::read_to_string(process.join("comm")).ok()?.trim().to_owned());
-    let mine = std::process::id().to_string();
-    let others =
-        list(&root.join("proc")).filter(|process| !process.ends_with(&mine) && !process.ends_with("self"));
-    let users: BTreeSet<String> = others.filter(has_it).filter_map(name).collect();
-    users.into_iter().collect()
+/// What to think of a camera that somebody has.
+fn in_use(check: &'static str, camera: &CameraSource, path: &Path, users: &Users) -> Finding {
+    let Users { names, are_all } = users;
+    let ours = |name: &String| name.starts_with(PROGRAM);
+    if !names.is_empty() && names.iter().all(ours) {
+        return Finding::ok(check, format!("{camera} is in use by a device that runs"));
+    }
+    match names.iter().find(|name| !ours(name)) {
+        None if !are_all => Finding::warning(
+            check,
+            format!("{camera} is in use, by a program of another user"),
+            "if that is not the device itself (`systemctl status glimpse-edge`), look as root by whom: `sudo glimpse-edge doctor`",
+        ),
+        other => {
+            let by = other.map_or("another program", |name| name.as_str());
+            let advice = format!("end what uses it; `sudo fuser -v {}` shows it", path.display());
+            Finding::failure(check, format!("{camera} is in use by {by}"), advice)
+        }
+    }
+}
+
+/// Who has a file open.
+#[derive(Debug, PartialEq, Eq)]
+struct Users {
+    /// Names of programs as the kernel has them (15 characters), each once.
+    names: Vec<String>,
+    /// Whether this user may look at every program.
+    are_all: bool,
+}
+
+/// `root` is where the kernel tells of its processes.
+fn users_of(root: &Path, file: &Path) -> Users {
+    let nobody = Users { names: Vec::new(), are_all: false };
+    let Ok(file) = fs::canonicalize(file) else { return nobody };
+    let (mut names, mut are_all) = (BTreeSet::new(), true);
+    for process in fs::read_dir(root.join("proc")).into_iter().flatten().flatten() {
+        let number = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        if number.is_none_or(|number| number == std::process::id()) {
+            continue;
+        }
+        let Ok(open) = fs::read_dir(process.path().join("fd")) else {
+            are_all = false;
+            continue;
+        };
+        if open.flatten().any(|open| fs::read_link(open.path()).is_ok_and(|open| open == file)) {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            names.insert(name.trim().to_owned());
+        }
+    }
+    Users { names: names.into_iter().collect(), are_all }
 }
 
 fn camera_advice(camera: &CameraSource) -> String {
@@ -227,12 +258,31 @@ mod tests {
             fs::write(process.join("comm"), format!("{name}\n")).unwrap();
             std::os::unix::fs::symlink(place.path().join(opens), process.join("fd/3")).unwrap();
         }
-        assert_eq!(users_of(place.path(), &camera), [PROGRAM, "motion"]);
-        assert!(users_of(place.path(), &place.path().join("video1")).is_empty());
-        // By another name too.
+        let found = users_of(place.path(), &camera);
+        assert_eq!(found, Users { names: vec![PROGRAM.to_owned(), "motion".to_owned()], are_all: true });
+        assert!(users_of(place.path(), &place.path().join("video1")).names.is_empty());
+        // By another name too; and a program of another user cannot be looked at.
         let link = place.path().join("by-id");
         std::os::unix::fs::symlink(&camera, &link).unwrap();
-        assert_eq!(users_of(place.path(), &link).len(), 2);
+        fs::create_dir(place.path().join("proc/55")).unwrap();
+        let found = users_of(place.path(), &link);
+        assert_eq!((found.names.len(), found.are_all), (2, false));
+    }
+
+    #[test]
+    fn a_camera_that_the_device_has_is_no_fault() {
+        let source = CameraSource::V4l2("/dev/video0".into());
+        for (names, are_all, status, said) in [
+            (&[PROGRAM][..], false, Status::Ok, "a device that runs"),
+            (&["glimpse-edge-aa"], true, Status::Ok, "a device that runs"),
+            (&[PROGRAM, "motion"], true, Status::Failure, "by motion"),
+            (&[], true, Status::Failure, "by another program"),
+            (&[], false, Status::Warning, "of another user"),
+        ] {
+            let users = Users { names: names.iter().map(ToString::to_string).collect(), are_all };
+            let found = in_use("camera", &source, Path::new("/dev/video0"), &users);
+            assert!(found.status == status && found.message.contains(said), "{found:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use glimpse_protocol::device::Cores;
+
 use super::Finding;
+use crate::linux::host;
 
 /// Nobody has set a clock that says less: seconds from 1970 to 2024.
 const YEAR_2024_S: u64 = 1_704_067_200;
@@ -205,6 +208,15 @@ fn value(path: &Path) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
+/// The processors that the program is to run on.
+pub fn cores(cores: &Cores) -> Finding {
+    const CHECK: &str = "cores";
+    match host::may_run_on(cores) {
+        Ok(_) => Finding::ok(CHECK, format!("the processors {cores} are there")),
+        Err(error) => Finding::from_error(CHECK, &error),
+    }
+}
+
 /// The memory that is to be had.
 pub fn memory(root: &Path) -> Finding {
     const CHECK: &str = "memory";
@@ -232,6 +244,14 @@ mod tests {
     use super::super::Status;
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn processors_that_are_not_there_are_told() {
+        assert_eq!(cores(&"1023".parse().unwrap()).status, Status::Failure);
+        let found = cores(&"0-1023".parse().unwrap());
+        let may = found.message.split_once("may use ").unwrap().1.split_once(';').unwrap().0;
+        assert_eq!(cores(&may.parse().unwrap()).status, Status::Ok, "{may}");
+    }
 
     fn lay_out(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
