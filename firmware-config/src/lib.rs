@@ -5,9 +5,18 @@
 //!
 //! - [`commands::init`]: a commented file to start from.
 //! - [`commands::check`]: all that is wrong with a file, before a device starts with it.
+//! - [`commands::schema`]: what editors, and people, are told of its keys.
+//! - [`boards`]: what is known of each board.
 //! - [`template`]: the text of a new file.
+//! - [`schema`]: the schema, made of the same table of keys as everything else.
+//! - [`prompt`]: questions on a terminal.
+//! - [`report`]: a problem, drawn into the line that it is about.
 //! - [`output`]: what reaches a terminal.
 
+pub mod boards;
 pub mod commands;
 pub mod output;
+pub mod prompt;
+pub mod report;
+pub mod schema;
 pub mod template;

@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 pub mod check;
 pub mod init;
+pub mod schema;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -18,7 +19,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Writes a commented device.toml to start from
-    Init(init::InitArgs),
+    Init(Box<init::InitArgs>),
     /// Tells all that is wrong with device files, and what a device would make of them
     Check(check::CheckArgs),
+    /// Prints the schema of device.toml for editors (JSON Schema, draft 2020-12)
+    Schema(schema::SchemaArgs),
 }
