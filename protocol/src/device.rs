@@ -12,7 +12,7 @@ use core::ops::Range;
 use core::str::FromStr;
 use core::time::Duration;
 use std::borrow::ToOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::format;
 use std::path::{Path, PathBuf};
 use std::string::{String, ToString};
@@ -779,24 +779,23 @@ impl RawDevice {
     pub fn parse(text: &str, base: &Path) -> (Self, Vec<Problem>) {
         let lines = Lines::new(text);
         let (table, errors) = DeTable::parse_recoverable(text);
-        let mut found: Vec<Found> = errors
-            .iter()
-            .map(|error| Found {
-                span: error.span().unwrap_or_default(),
-                key: String::new(),
-                reason: format!("no TOML: {}", error.message()),
-                fix: fix_of_syntax(error.message()),
-            })
-            .collect();
+        let mut found: Vec<Found> =
+            errors.iter().map(|error| Found::of_syntax(error.span(), error.message(), text)).collect();
+        found.sort_by_key(|found| found.span.start);
+        // What follows a fault in its line follows from it.
+        found.dedup_by_key(|found| lines.place(found.span.clone()).line);
+        let faulty: BTreeSet<usize> =
+            found.iter().map(|found| lines.place(found.span.clone()).line).collect();
+        let from = Source { text, base, lines: &lines, faulty: &faulty };
         let mut raw = Self::default();
         for (key, value) in table.get_ref() {
             let name: &str = key.get_ref();
             let inner = TABLES.iter().find(|(table, _)| *table == name).map(|_| value.get_ref().as_table());
             match inner {
-                None => raw.take(("", key, value), text, base, &lines, &mut found),
+                None => raw.take(("", key, value), &from, &mut found),
                 Some(Some(inner)) => {
                     for (key, value) in inner {
-                        raw.take((name, key, value), text, base, &lines, &mut found);
+                        raw.take((name, key, value), &from, &mut found);
                     }
                 }
                 Some(None) => found.push(Found {
@@ -826,21 +825,28 @@ impl RawDevice {
     fn take(
         &mut self,
         (table, key, value): (&str, &Spanned<DeString<'_>>, &Spanned<DeValue<'_>>),
-        text: &str,
-        base: &Path,
-        lines: &Lines<'_>,
+        from: &Source<'_>,
         found: &mut Vec<Found>,
     ) {
         let name: &str = key.get_ref();
+        let place = from.lines.place(value.span());
+        let is_faulty = from.faulty.contains(&place.line);
         let Some(known) = ALL_KEYS.iter().find(|known| known.table_and_name() == (table, name)) else {
+            if is_faulty {
+                return;
+            }
             let path = if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") };
             let (reason, fix) = ("unknown key".to_owned(), fix_of_unknown(table, name));
             found.push(Found { span: key.span(), key: path, reason, fix });
             return;
         };
-        self.places.insert(known.path, (lines.place(key.span()), lines.place(value.span())));
-        if let Err(wrong) = self.put(known.path, value.get_ref(), base) {
-            let written = text.get(value.span()).unwrap_or_default();
+        self.places.insert(known.path, (from.lines.place(key.span()), place));
+        if is_faulty {
+            // There is a value, of which nobody knows what it should be.
+            return;
+        }
+        if let Err(wrong) = self.put(known.path, value.get_ref(), from.base) {
+            let written = from.text.get(value.span()).unwrap_or_default();
             let fix = wrong.fix.unwrap_or_else(|| fix_of_value(known, value.get_ref(), written));
             found.push(Found { span: value.span(), key: known.path.to_owned(), reason: wrong.reason, fix });
         }
@@ -1224,6 +1230,16 @@ impl RawDevice {
     }
 }
 
+/// Where keys and values are read from.
+struct Source<'a> {
+    text: &'a str,
+    /// What relative paths are taken from.
+    base: &'a Path,
+    lines: &'a Lines<'a>,
+    /// The lines that TOML finds fault with.
+    faulty: &'a BTreeSet<usize>,
+}
+
 /// A problem before its line is known.
 struct Found {
     span: Range<usize>,
@@ -1233,6 +1249,26 @@ struct Found {
 }
 
 impl Found {
+    /// What TOML finds fault with. A value that is missing it takes for text without quotation marks.
+    fn of_syntax(span: Option<Range<usize>>, message: &str, text: &str) -> Self {
+        let span = span.unwrap_or_default();
+        let (before, after) = (text.get(..span.start), text.get(span.start..));
+        let is_missing = before.is_some_and(|before| before.trim_end_matches([' ', '\t']).ends_with('='))
+            && after.is_some_and(|after| {
+                let after = after.trim_start_matches([' ', '\t']);
+                after.is_empty() || after.starts_with(['\r', '\n', '#'])
+            });
+        let rest = text.get(span.end..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+        let (message, fix) = if is_missing {
+            ("a value is missing", "write KEY = VALUE, or put # before the line".to_owned())
+        } else if message.contains("must be quoted") && rest.contains('=') {
+            (message, "write one KEY = VALUE a line, with text in quotation marks".to_owned())
+        } else {
+            (message, fix_of_syntax(message))
+        };
+        Self { span, key: String::new(), reason: format!("no TOML: {message}"), fix }
+    }
+
     fn at(self, lines: &Lines<'_>) -> Problem {
         let Self { span, key, reason, fix } = self;
         Problem { place: Some(lines.place(span)), key, reason, fix }
@@ -1333,14 +1369,23 @@ fn promise(value: &DeValue<'_>) -> Result<(), Wrong> {
 /// What to write in place of a value that is none: itself in another form where that is what was missing.
 fn fix_of_value(key: &Key, value: &DeValue<'_>, written: &str) -> String {
     let (_, name) = key.table_and_name();
-    let candidates = match (value.as_str(), key.kind) {
+    let quoted = |text: &str| format!("\"{text}\"");
+    let candidates: Vec<String> = match (value.as_str(), key.kind) {
+        // It may be the secret itself.
+        _ if name.ends_with("_file") => Vec::new(),
         (Some(text), Kind::OneOf(words)) => {
-            nearest(text, words.iter().copied()).map(|word| format!("\"{word}\""))
+            nearest(text, words.iter().copied()).into_iter().map(quoted).collect()
         }
-        (Some(text), Kind::Texts(_)) => Some(format!("[\"{text}\"]")),
-        (Some(text), _) => Some(text.to_owned()),
-        (None, Kind::Texts(_)) => None,
-        (None, _) => Some(format!("\"{written}\"")),
+        (Some(text), Kind::Texts(_)) => [format!("[\"{text}\"]")].into(),
+        (Some(text), _) => {
+            let plain = text.trim();
+            let host = plain.split_once("://").map_or(plain, |(_, host)| host);
+            let forms =
+                [plain, host, &format!("[{plain}]"), &plain.replace(' ', "-"), &plain.replace('*', "x")];
+            core::iter::once(text.to_owned()).chain(forms.map(quoted)).collect()
+        }
+        (None, Kind::Texts(_)) => Vec::new(),
+        (None, _) => [quoted(written), format!("\"gpiochip0:{written}\"")].into(),
     };
     let is_value = |candidate: &String| {
         let text = format!("x = {candidate}");
@@ -1353,9 +1398,29 @@ fn fix_of_value(key: &Key, value: &DeValue<'_>, written: &str) -> String {
                 .next()
                 .is_some_and(|value| RawDevice::default().put(key.path, value, Path::new("")).is_ok())
     };
-    let value = candidates.filter(is_value).unwrap_or_else(|| key.example.to_owned());
+    let value = candidates.into_iter().find(is_value).unwrap_or_else(|| key.example.to_owned());
     format!("write {name} = {value}")
 }
+
+/// What people call a key, and which it is.
+const OTHER_NAMES: [(&str, &str); 16] = [
+    ("name id client_id", "device"),
+    ("broker host mqtt url", "server"),
+    ("source", "camera"),
+    ("size resolution", "camera_size"),
+    ("format", "camera_format"),
+    ("interval", "trigger"),
+    ("space", "bundle"),
+    ("password passwd secret", "password_file"),
+    ("token", "webhook_token_file"),
+    ("cert tls_certificate", "certificate"),
+    ("private_key tls_key", "key"),
+    ("wifi wlan ssid", "network.wifi_ssid"),
+    ("password psk wifi_password wifi_psk passphrase", "network.wifi_password_file"),
+    ("country", "network.wifi_country"),
+    ("ip static_address", "network.address"),
+    ("nameserver nameservers dns_servers", "network.dns"),
+];
 
 /// What to do about a key that no table has, or another.
 fn fix_of_unknown(table: &str, written: &str) -> String {
@@ -1368,6 +1433,19 @@ fn fix_of_unknown(table: &str, written: &str) -> String {
         of => format!("below [{of}]"),
     };
     let here = tables().find(|of| *of == table).unwrap_or_default();
+    let plain = written.to_ascii_lowercase().replace('-', "_");
+    let other_names = OTHER_NAMES.iter().filter(|(others, _)| others.split(' ').any(|other| other == plain));
+    let meant: Vec<(&str, &str)> =
+        other_names.map(|(_, path)| path.split_once('.').unwrap_or(("", path))).collect();
+    // `address` without more is the network's, and `password` there the radio's.
+    if let Some((of, name)) = meant.iter().find(|(of, _)| *of == here).or(meant.first()) {
+        let secret = if name.ends_with("_file") { " = \"FILE\", with the secret in that file" } else { "" };
+        return if *of == here {
+            format!("write {name}{secret}")
+        } else {
+            format!("write {name}{secret}, {}", place(of))
+        };
+    }
     if let Some(known) = nearest(written, names(here)) {
         return format!("write {known}");
     }
@@ -1437,6 +1515,12 @@ mod tests {
             ("device = '7", "line 1, column 12: no TOML: invalid literal string"),
             ("codec = 'pg'", "line 1, column 9: codec: expected f32, f16, i8 or pq: write codec = \"pq\""),
             (" servr = 'a'", "line 1, column 2: servr: unknown key: write server"),
+            ("server = # later", "line 1, column 10: no TOML: a value is missing: write KEY = VALUE"),
+            ("name = 'a'", "line 1, column 1: name: unknown key: write device"),
+            (
+                "psk = 'a'",
+                "line 1, column 1: psk: unknown key: write wifi_password_file = \"FILE\", with the secret in that file, below [network]",
+            ),
             ("dns = []", "line 1, column 1: dns: unknown key: write dns below [network]"),
             (
                 "[network]\n threads = 2",
@@ -1506,7 +1590,7 @@ mod tests {
         let text: String = (0..10_000).map(|number| format!("k{number} = 1\n")).collect();
         let (_, problems) = RawDevice::parse(&text, Path::new(""));
         assert_eq!(problems.len(), PROBLEMS_MAX + 1);
-        assert_eq!(problems.last().unwrap().reason, "there are 9900 problems more");
+        assert_eq!(problems.last().unwrap().reason, "there are 9950 problems more");
     }
 
     const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\n\

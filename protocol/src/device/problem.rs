@@ -9,7 +9,7 @@ use std::vec::Vec;
 use thiserror::Error;
 
 /// So many problems of one text are told; a file of another kind has thousands.
-pub const PROBLEMS_MAX: usize = 100;
+pub const PROBLEMS_MAX: usize = 50;
 
 /// A piece of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,14 +132,17 @@ pub(super) fn fix_of_syntax(message: &str) -> String {
     let fixes = [
         ("duplicate key", "leave one of the two out"),
         ("string values must be quoted", "put the text in quotation marks"),
+        ("visible characters", "leave the character out that cannot be seen"),
         ("invalid basic string", "end the text with a quotation mark on its own line"),
         ("invalid literal string", "end the text with a quotation mark on its own line"),
+        ("invalid unquoted key", "write KEY = VALUE, with = behind a key of letters, digits, - and _"),
         ("key with no value", "write KEY = VALUE"),
         ("missing value", "write KEY = VALUE"),
         ("missing assignment", "write KEY = VALUE"),
         ("unexpected key or value", "write one KEY = VALUE a line"),
         ("unclosed table", "write [NAME]"),
         ("unclosed array", "end the list with ]"),
+        ("unicode value digits", "write \\\\ for \\, or put the text in single quotation marks"),
         ("missing escaped value", "write \\\\ for \\, or put the text in single quotation marks"),
     ];
     let known = fixes.iter().find(|(part, _)| message.contains(part)).map(|(_, fix)| *fix);
