@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_firmware::commands::{Cli, Command, check, init, schema};
+use glimpse_firmware::commands::{Cli, Command, check, init, provision, schema};
 use glimpse_firmware::output::complain;
 
 fn main() -> ExitCode {
@@ -11,6 +11,9 @@ fn main() -> ExitCode {
         Command::Init(args) => init::run(*args),
         Command::Check(args) => check::run(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Ca(command) => provision::ca(&command),
+        Command::Provision(args) => provision::provision(&args),
+        Command::Revoke(args) => provision::revoke(&args),
     };
     result.unwrap_or_else(|error| {
         complain(&format!("error: {error:#}"));

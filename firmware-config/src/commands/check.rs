@@ -272,7 +272,7 @@ fn threads(device: &Device) -> String {
     format!("{}{on}", device.threads)
 }
 
-/// What the image sets up.
+/// The network, for the image.
 fn network(network: &Network) -> String {
     let wifi = network.wifi_ssid.as_ref().map(|ssid| {
         let lock = if network.wifi_password_file.is_some() { "" } else { ", without a password" };

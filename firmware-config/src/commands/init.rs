@@ -136,7 +136,7 @@ pub struct InitArgs {
     /// The processors that the program runs on, such as 2-3 [default: the system chooses]
     #[arg(long, value_name = "CORES")]
     pub cores: Option<Cores>,
-    /// What the image sets up
+    /// For the image
     #[command(flatten)]
     pub network: NetworkArgs,
     /// Asks nothing, on a terminal either
@@ -147,11 +147,11 @@ pub struct InitArgs {
     pub force: bool,
 }
 
-/// The network that the image sets up.
+/// The device's network.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Network, set up by the image")]
+#[command(next_help_heading = "Network, for the image that the device starts from")]
 pub struct NetworkArgs {
-    /// The device's name in its network [default: the device's name]
+    /// The device's name in its network
     #[arg(long, value_name = "NAME", value_parser = device::hostname)]
     pub hostname: Option<HostName>,
     /// Wireless network that it joins

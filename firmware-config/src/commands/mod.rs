@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 pub mod check;
 pub mod init;
+pub mod provision;
 pub mod schema;
 
 /// The command line.
@@ -24,4 +25,11 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Prints the schema of device.toml for editors (JSON Schema, draft 2020-12)
     Schema(schema::SchemaArgs),
+    /// An authority of one's own, which signs devices' certificates
+    #[command(subcommand)]
+    Ca(provision::CaCommand),
+    /// Makes folders for devices, each with credentials that the server knows
+    Provision(provision::ProvisionArgs),
+    /// Lets the server know devices no more
+    Revoke(provision::RevokeArgs),
 }

@@ -62,7 +62,7 @@ impl Key {
 pub const TABLES: [(&str, &str); 2] = [
     (
         "network",
-        "What the image of `glimpse-firmware` sets up before the device's program starts. `glimpse-edge` takes no notice of it.",
+        "The device's network, for the image that it starts from. `glimpse-edge` validates it, and takes no notice of it otherwise.",
     ),
     (
         "privacy",
@@ -112,7 +112,7 @@ pub const ALL_KEYS: [Key; 46] = [
         Kind::OneOf(&Board::NAMES),
         "\"raspberry-pi-4\"",
         "The board that it is: raspberry-pi-3, raspberry-pi-4, raspberry-pi-5, raspberry-pi-zero-2-w, generic-uefi or qemu-virt. \
-         Pins and camera are checked against it, and the image is built for it.",
+         Pins and camera are checked against it.",
     ),
     key(
         "server",
@@ -329,7 +329,7 @@ pub const ALL_KEYS: [Key; 46] = [
         "network.hostname",
         Kind::Text(r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$"),
         "\"door-1\"",
-        "The device's name in its network: letters, digits and '-'. Without it the image takes the name that `device` has.",
+        "The device's name in its network: letters, digits and '-'.",
     ),
     key(
         "network.wifi_ssid",

@@ -232,7 +232,7 @@ pub fn address(text: &str) -> Result<IpAddr, ValueError> {
     address.filter(|address| !address.is_multicast() && !address.is_unspecified()).ok_or(ValueError::Address)
 }
 
-/// `[network]`: what the image sets up before the device's program starts. That program takes no notice of it.
+/// `[network]`: for the image that the device starts from. The device's program takes no notice of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
     /// `hostname`: the device's name in its network.
