@@ -134,7 +134,7 @@ fn what_does_not_hold_together_is_told_before_anything_is_made() {
     let folder = folder.path();
     provision(folder, &["door-1"], 1, &["glimpse-firmware ca init"]);
     check(folder, &["provision", "door-1"], 1, &["give --gallery DIR"]);
-    check(folder, &["provision"], 2, &["--fleet"]);
+    check(folder, &["provision"], 2, &["<NAME>"]);
     let server = ["door-1", "--credentials", "password", "--gallery", "g", "--gallery-program", "./none"];
     check(folder, &[&["provision"][..], &server].concat(), 1, &["cannot run ./none"]);
     for (table, parts) in [

@@ -232,8 +232,10 @@ fn seal(
     authority: Option<&Authority>,
     args: &ProvisionArgs,
 ) -> anyhow::Result<()> {
-    let new =
-        tempfile::Builder::new().prefix(".new-").tempdir_in(&args.out).context("cannot make a folder")?;
+    let mut new = tempfile::Builder::new();
+    #[cfg(unix)]
+    new.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    let new = new.prefix(".new-").tempdir_in(&args.out).context("cannot make a folder")?;
     let inside = new.path();
     device.name = Some(member.name.clone());
     device.group = member.group.clone().or(device.group);
