@@ -1100,7 +1100,8 @@ impl RawDevice {
         }
         // Names that end in .local are asked of the neighbours, and need no server.
         let is_name = self.server.as_ref().is_some_and(|server| {
-            server.host().parse::<core::net::IpAddr>().is_err() && !server.host().ends_with(".local")
+            server.host().parse::<core::net::IpAddr>().is_err()
+                && server.host().rsplit('.').next() != Some("local")
         });
         if network.address.is_some() && network.dns.is_empty() && is_name && is_silent("network.dns") {
             let reason = "no name server comes with a fixed address, and the gallery server has a name";
@@ -1203,7 +1204,6 @@ impl RawDevice {
         let is_silent = |key: &str| !self.places.contains_key(key);
         let identity = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
-            (None, None) => None,
             (Some(_), None) if is_silent("key") => {
                 return problem("certificate", "needs its private key", "write key = \"FILE\"");
             }
