@@ -3,13 +3,17 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_firmware::commands::{Cli, Command, check, init};
+use glimpse_firmware::commands::{Cli, Command, check, init, provision, schema};
 use glimpse_firmware::output::complain;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Init(args) => init::run(&args),
+        Command::Init(args) => init::run(*args),
         Command::Check(args) => check::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Ca(command) => provision::ca(&command),
+        Command::Provision(args) => provision::provision(&args),
+        Command::Revoke(args) => provision::revoke(&args),
     };
     result.unwrap_or_else(|error| {
         complain(&format!("error: {error:#}"));

@@ -21,6 +21,11 @@ pub fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", shown(line));
 }
 
+/// Writes what has colours to standard error: without them where that is no terminal, or `NO_COLOR` is set.
+pub fn complain_drawn(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{text}\n");
+}
+
 /// Text from a file or a name as it may reach a terminal: control characters, which could move the cursor or worse, are
 /// written as escapes.
 pub fn shown(text: &str) -> String {

@@ -2,31 +2,46 @@
 //!
 //! Text becomes a [`RawDevice`] (every key optional, unknown keys refused), flags of the command line are laid over
 //! it, and [`RawDevice::validate`] makes the [`Device`] that a program works with. Whatever is wrong is told at once:
-//! every step adds to one list of [`Problem`]s, each with its line. That is why the table is walked here rather than
-//! by a serde derive, which stops at the first.
+//! every step adds to one list of [`Problem`]s, each with its line and column. That is why the table is walked here
+//! rather than by a serde derive, which stops at the first.
+//!
+//! What is the image's alone (`board`, `[network]`) is validated here too, so that no program passes over a slip in it.
 
 use core::fmt;
+use core::ops::Range;
 use core::str::FromStr;
 use core::time::Duration;
 use std::borrow::ToOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::format;
 use std::path::{Path, PathBuf};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
 use thiserror::Error;
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
-use crate::{Codec, DeviceId, ModelKey, TOP_K_MAX};
+use crate::{Codec, CodecError, DeviceId, IdError, ModelKey, TOP_K_MAX};
 
 mod actions;
+mod keys;
+mod network;
+mod problem;
 mod processors;
 
+use problem::{Lines, fix_of_syntax, nearest};
+
 pub use actions::{Actions, GpioLine, Webhook, WebhookUrl, similarity, similarity_of_text};
+pub use keys::{ALL_KEYS, Key, Kind, TABLES};
+pub use network::{
+    Board, GroupName, HostName, Network, Subnet, address, country, hostname, ssid, time_server,
+};
+pub use problem::{PROBLEMS_MAX, Place, Problem, Problems};
 pub use processors::{Cores, THREADS_MAX, threads, threads_of_text};
 
-/// The keys of `device.toml`; `glimpse-edge run` has a flag of the same name for each, with `-` for `_`.
+/// The keys of `device.toml` that `glimpse-edge run` works with; it has a flag of the same name for each, with `-` for `_`.
+/// [`ALL_KEYS`] has those of the image too.
 pub const KEYS: [&str; 34] = [
     "device",
     "server",
@@ -105,40 +120,6 @@ pub const KEEP_ALIVE_MAX: u16 = 1800;
 
 /// `queries_per_minute` at most: as good as no limit.
 pub const QUERIES_PER_MINUTE_MAX: u16 = 6000;
-
-/// One thing that is wrong, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// The line in the file, from 1; `None` where something is missing or comes from a flag.
-    pub line: Option<usize>,
-    /// What is wrong, and what to do.
-    pub message: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "line {line}: {}", self.message),
-            None => f.write_str(&self.message),
-        }
-    }
-}
-
-/// All problems of a configuration, in the order of its lines.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub struct Problems(pub Vec<Problem>);
-
-impl fmt::Display for Problems {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, problem) in self.0.iter().enumerate() {
-            if place > 0 {
-                f.write_str("\n")?;
-            }
-            problem.fmt(f)?;
-        }
-        Ok(())
-    }
-}
 
 /// Host and port of the server's MQTT, and whether it is met by TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,16 +221,44 @@ pub enum ValueError {
     #[error("expected http://HOST/PATH or https://HOST/PATH")]
     Webhook,
     /// A secret in an address is in every log.
-    #[error(
-        "an address must hold no user or password: put a secret into a file, and write webhook_token_file = \"FILE\""
-    )]
+    #[error("an address must hold no user or password: {WEBHOOK_SECRET_FIX}")]
     WebhookSecret,
     /// A line of a chip.
     #[error(
         "expected gpiochipN:LINE, such as gpiochip0:17, or gpiochip0:17:low for a line that is low when it is on"
     )]
     Gpio,
+    /// What a device is in.
+    #[error("expected 1 to 64 letters, digits, '-', '_' or '.'")]
+    Group,
+    /// What a device is.
+    #[error("expected one of {}", Board::NAMES.join(", "))]
+    Board,
+    /// A device's name in its network.
+    #[error("expected a host's name: 1 to 63 letters, digits and '-', without a dot")]
+    HostName,
+    /// The name of a wireless network.
+    #[error("expected the name of a wireless network, 1 to 32 bytes")]
+    Ssid,
+    /// A country.
+    #[error("expected the two capital letters of a country, such as DE or CH")]
+    Country,
+    /// An address with its network.
+    #[error("expected an address and how many of its bits are the network's, such as 192.168.1.50/24")]
+    Subnet,
+    /// An address that no device can have.
+    #[error("no device can have this address in this network")]
+    HostAddress,
+    /// An address of something else.
+    #[error("expected an IP address, such as 192.168.1.1")]
+    Address,
+    /// Who is asked for the time.
+    #[error("expected the name or the IP address of a time server, without a port")]
+    TimeServer,
 }
+
+/// What to do about a secret in an address.
+const WEBHOOK_SECRET_FIX: &str = "put a secret into a file, and write webhook_token_file = \"FILE\"";
 
 impl FromStr for ServerAddress {
     type Err = ValueError;
@@ -582,6 +591,10 @@ pub fn top_k_of_text(text: &str) -> Result<u16, ValueError> {
 pub struct RawDevice {
     /// `device`: its name.
     pub device: Option<DeviceId>,
+    /// `group`: what it belongs to.
+    pub group: Option<GroupName>,
+    /// `board`: what it is.
+    pub board: Option<Board>,
     /// `server`.
     pub server: Option<ServerAddress>,
     /// `camera`.
@@ -648,8 +661,10 @@ pub struct RawDevice {
     pub threads: Option<u16>,
     /// `cores`: the processors that the program runs on.
     pub cores: Option<Cores>,
-    /// The line of each key that came from a file.
-    lines: BTreeMap<&'static str, usize>,
+    /// `[network]`.
+    pub network: Network,
+    /// Where each key of a file stands, and its value.
+    places: BTreeMap<&'static str, (Place, Place)>,
 }
 
 /// How a device proves itself to its server, and the server to it; all of it in files.
@@ -689,6 +704,12 @@ pub struct Outbox {
 pub struct Device {
     /// Its name; `None` leaves it to the device, which takes its host name.
     pub name: Option<DeviceId>,
+    /// The group that it is in; for whoever looks after a fleet.
+    pub group: Option<GroupName>,
+    /// What it is; for the image.
+    pub board: Option<Board>,
+    /// Its network; for the image.
+    pub network: Network,
     /// The server that it asks.
     pub server: ServerAddress,
     /// Where its photos come from.
@@ -756,118 +777,138 @@ impl Device {
 impl RawDevice {
     /// Reads `device.toml`, with all that is wrong in it. Relative paths are taken from `base`, the file's folder.
     pub fn parse(text: &str, base: &Path) -> (Self, Vec<Problem>) {
-        let line_of =
-            |place: usize| 1 + text.as_bytes().iter().take(place).filter(|byte| **byte == b'\n').count();
+        let lines = Lines::new(text);
         let (table, errors) = DeTable::parse_recoverable(text);
-        let mut problems: Vec<Problem> = errors
-            .iter()
-            .map(|error| Problem {
-                line: error.span().map(|span| line_of(span.start)),
-                message: format!("no TOML: {}", error.message()),
-            })
-            .collect();
+        let mut found: Vec<Found> =
+            errors.iter().map(|error| Found::of_syntax(error.span(), error.message(), text)).collect();
+        found.sort_by_key(|found| found.span.start);
+        // What follows a fault in its line follows from it.
+        found.dedup_by_key(|found| lines.place(found.span.clone()).line);
+        let faulty: BTreeSet<usize> =
+            found.iter().map(|found| lines.place(found.span.clone()).line).collect();
+        let from = Source { text, base, lines: &lines, faulty: &faulty };
         let mut raw = Self::default();
         for (key, value) in table.get_ref() {
-            let line = line_of(key.span().start);
-            if let Err(message) = raw.put(key.get_ref(), value.get_ref(), base, line) {
-                problems.push(Problem { line: Some(line), message });
+            let name: &str = key.get_ref();
+            let inner = TABLES.iter().find(|(table, _)| *table == name).map(|_| value.get_ref().as_table());
+            match inner {
+                None => raw.take(("", key, value), &from, &mut found),
+                Some(Some(inner)) => {
+                    for (key, value) in inner {
+                        raw.take((name, key, value), &from, &mut found);
+                    }
+                }
+                Some(None) => found.push(Found {
+                    span: key.span(),
+                    key: name.to_owned(),
+                    reason: "expected a table".to_owned(),
+                    fix: format!("write [{name}], and its keys in the lines below"),
+                }),
             }
         }
-        problems.sort_by_key(|problem| problem.line);
+        found.sort_by_key(|found| found.span.start);
+        let more = found.len().saturating_sub(PROBLEMS_MAX);
+        found.truncate(PROBLEMS_MAX);
+        let mut problems: Vec<Problem> = found.into_iter().map(|found| found.at(&lines)).collect();
+        if more > 0 {
+            problems.push(Problem {
+                place: None,
+                key: String::new(),
+                reason: format!("there are {more} problems more"),
+                fix: "look whether it is the right file".to_owned(),
+            });
+        }
         (raw, problems)
     }
 
-    fn put(&mut self, key: &str, value: &DeValue<'_>, base: &Path, line: usize) -> Result<(), String> {
-        let Some(name) = KEYS.into_iter().find(|known| *known == key) else {
-            return Err(unknown(key));
+    /// One key of a table, and its value.
+    fn take(
+        &mut self,
+        (table, key, value): (&str, &Spanned<DeString<'_>>, &Spanned<DeValue<'_>>),
+        from: &Source<'_>,
+        found: &mut Vec<Found>,
+    ) {
+        let name: &str = key.get_ref();
+        let place = from.lines.place(value.span());
+        let is_faulty = from.faulty.contains(&place.line);
+        let Some(known) = ALL_KEYS.iter().find(|known| known.table_and_name() == (table, name)) else {
+            if is_faulty {
+                return;
+            }
+            let path = if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") };
+            let (reason, fix) = ("unknown key".to_owned(), fix_of_unknown(table, name));
+            found.push(Found { span: key.span(), key: path, reason, fix });
+            return;
         };
-        self.lines.insert(name, line);
-        let wrong = |error: &dyn fmt::Display| format!("{name}: {error}");
-        let text = || value.as_str().ok_or_else(|| wrong(&"expected text in quotation marks"));
-        let path = || match text()? {
-            "" => Err(wrong(&"expected a path")),
-            path => Ok(base.join(path)),
-        };
-        match name {
-            "device" => self.device = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "server" => self.server = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "camera" => {
-                let camera: CameraSource = text()?.parse().map_err(|e| wrong(&e))?;
-                self.camera = Some(camera.based_on(base));
-            }
-            "camera_size" => self.camera_size = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "camera_format" => self.camera_format = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "trigger" => self.trigger = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "sharpness_min" => {
-                self.sharpness_min =
-                    Some(number(value).map_or(Err(ValueError::Sharpness), sharpness).map_err(|e| wrong(&e))?);
-            }
-            "bundle" => self.bundle = Some(path()?),
-            "model" => self.model = Some(path()?),
-            "codebook" => self.codebook = Some(path()?),
-            "codec" => self.codec = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "top_k" => {
-                self.top_k =
-                    Some(integer(value).map_or(Err(ValueError::TopK), top_k).map_err(|e| wrong(&e))?);
-            }
-            "password_file" => self.password_file = Some(path()?),
-            "ca" => self.ca = Some(path()?),
-            "certificate" => self.certificate = Some(path()?),
-            "key" => self.key = Some(path()?),
-            "state" => self.state = Some(path()?),
-            "model_key" => self.model_key = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "outbox" => self.outbox = Some(path()?),
-            "unknown_below" => {
-                self.unknown_below = Some(
-                    number(value).map_or(Err(ValueError::Similarity), similarity).map_err(|e| wrong(&e))?,
-                );
-            }
-            "exec" => self.exec = Some(path()?),
-            "webhook" => self.webhook = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "webhook_token_file" => self.webhook_token_file = Some(path()?),
-            "webhook_ca" => self.webhook_ca = Some(path()?),
-            "led" => self.led = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "led_unknown" => self.led_unknown = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "button" => self.button = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            "outbox_mb" => {
-                self.outbox_mb =
-                    Some(integer(value).map_or(Err(ValueError::OutboxMb), outbox_mb).map_err(|e| wrong(&e))?);
-            }
-            "outbox_hours" => {
-                self.outbox_hours = Some(
-                    integer(value)
-                        .map_or(Err(ValueError::OutboxHours), outbox_hours)
-                        .map_err(|e| wrong(&e))?,
-                );
-            }
-            "keep_alive" => {
-                self.keep_alive = Some(
-                    integer(value).map_or(Err(ValueError::KeepAlive), keep_alive).map_err(|e| wrong(&e))?,
-                );
-            }
+        self.places.insert(known.path, (from.lines.place(key.span()), place));
+        if is_faulty {
+            // There is a value, of which nobody knows what it should be.
+            return;
+        }
+        if let Err(wrong) = self.put(known.path, value.get_ref(), from.base) {
+            let written = from.text.get(value.span()).unwrap_or_default();
+            let fix = wrong.fix.unwrap_or_else(|| fix_of_value(known, value.get_ref(), written));
+            found.push(Found { span: value.span(), key: known.path.to_owned(), reason: wrong.reason, fix });
+        }
+    }
+
+    fn put(&mut self, path: &str, value: &DeValue<'_>, base: &Path) -> Result<(), Wrong> {
+        use ValueError as E;
+        match path {
+            "device" => self.device = Some(parsed(value)?),
+            "group" => self.group = Some(parsed(value)?),
+            "board" => self.board = Some(parsed(value)?),
+            "server" => self.server = Some(parsed(value)?),
+            "camera" => self.camera = Some(parsed::<CameraSource>(value)?.based_on(base)),
+            "camera_size" => self.camera_size = Some(parsed(value)?),
+            "camera_format" => self.camera_format = Some(parsed(value)?),
+            "trigger" => self.trigger = Some(parsed(value)?),
+            "sharpness_min" => self.sharpness_min = Some(real(value, E::Sharpness, sharpness)?),
+            "bundle" => self.bundle = Some(file(value, base)?),
+            "model" => self.model = Some(file(value, base)?),
+            "codebook" => self.codebook = Some(file(value, base)?),
+            "codec" => self.codec = Some(parsed(value)?),
+            "top_k" => self.top_k = Some(whole(value, E::TopK, top_k)?),
+            "timeout" => self.timeout = Some(real(value, E::Seconds, seconds)?),
+            "password_file" => self.password_file = Some(file(value, base)?),
+            "ca" => self.ca = Some(file(value, base)?),
+            "certificate" => self.certificate = Some(file(value, base)?),
+            "key" => self.key = Some(file(value, base)?),
+            "state" => self.state = Some(file(value, base)?),
+            "model_key" => self.model_key = Some(parsed(value)?),
+            "outbox" => self.outbox = Some(file(value, base)?),
+            "outbox_mb" => self.outbox_mb = Some(whole(value, E::OutboxMb, outbox_mb)?),
+            "outbox_hours" => self.outbox_hours = Some(whole(value, E::OutboxHours, outbox_hours)?),
+            "unknown_below" => self.unknown_below = Some(real(value, E::Similarity, similarity)?),
+            "exec" => self.exec = Some(file(value, base)?),
+            "webhook" => self.webhook = Some(parsed(value)?),
+            "webhook_token_file" => self.webhook_token_file = Some(file(value, base)?),
+            "webhook_ca" => self.webhook_ca = Some(file(value, base)?),
+            "led" => self.led = Some(parsed(value)?),
+            "led_unknown" => self.led_unknown = Some(parsed(value)?),
+            "button" => self.button = Some(parsed(value)?),
+            "keep_alive" => self.keep_alive = Some(whole(value, E::KeepAlive, keep_alive)?),
             "queries_per_minute" => {
-                self.queries_per_minute = Some(
-                    integer(value)
-                        .map_or(Err(ValueError::QueriesPerMinute), queries_per_minute)
-                        .map_err(|e| wrong(&e))?,
-                );
+                self.queries_per_minute = Some(whole(value, E::QueriesPerMinute, queries_per_minute)?);
             }
-            "threads" => {
-                self.threads =
-                    Some(integer(value).map_or(Err(ValueError::Threads), threads).map_err(|e| wrong(&e))?);
-            }
-            "cores" => self.cores = Some(text()?.parse().map_err(|e| wrong(&e))?),
-            _ => {
-                self.timeout =
-                    Some(number(value).map_or(Err(ValueError::Seconds), seconds).map_err(|e| wrong(&e))?);
-            }
+            "threads" => self.threads = Some(whole(value, E::Threads, threads)?),
+            "cores" => self.cores = Some(parsed(value)?),
+            "network.hostname" => self.network.hostname = Some(hostname(text(value)?)?),
+            "network.wifi_ssid" => self.network.wifi_ssid = Some(ssid(text(value)?)?),
+            "network.wifi_password_file" => self.network.wifi_password_file = Some(file(value, base)?),
+            "network.wifi_country" => self.network.wifi_country = Some(country(text(value)?)?),
+            "network.address" => self.network.address = Some(parsed(value)?),
+            "network.gateway" => self.network.gateway = Some(address(text(value)?)?),
+            "network.dns" => self.network.dns = list(value, address)?,
+            "network.ntp" => self.network.ntp = list(value, time_server)?,
+            _ => promise(value)?,
         }
         Ok(())
     }
 
-    /// The line of a key that came from a file.
-    pub fn line(&self, key: &str) -> Option<usize> {
-        self.lines.get(key).copied()
+    /// Where the value of a key stands that came from a file.
+    pub fn place(&self, key: &str) -> Option<&Place> {
+        self.places.get(key).map(|(_, value)| value)
     }
 
     /// What `self` says, and what `below` says where `self` is silent: flags over a file.
@@ -875,6 +916,8 @@ impl RawDevice {
     pub fn over(self, below: Self) -> Self {
         Self {
             device: self.device.or(below.device),
+            group: self.group.or(below.group),
+            board: self.board.or(below.board),
             server: self.server.or(below.server),
             camera: self.camera.or(below.camera),
             camera_size: self.camera_size.or(below.camera_size),
@@ -908,7 +951,8 @@ impl RawDevice {
             queries_per_minute: self.queries_per_minute.or(below.queries_per_minute),
             threads: self.threads.or(below.threads),
             cores: self.cores.or(below.cores),
-            lines: below.lines,
+            network: if self.network == Network::default() { below.network } else { self.network },
+            places: below.places,
         }
     }
 
@@ -919,26 +963,24 @@ impl RawDevice {
     pub fn validate(self, mut problems: Vec<Problem>) -> Result<Device, Problems> {
         // A key that is there with a bad value is told already, and is not missing.
         let mut needed = |key: &str, is_there: bool, example: &str| {
-            if !is_there && !self.lines.contains_key(key) {
-                let message = format!("{key}: missing: write {example}");
-                problems.push(Problem { line: None, message });
+            if !is_there && !self.places.contains_key(key) {
+                problems.push(self.problem(key, "missing", &format!("write {example}")));
             }
         };
         needed("server", self.server.is_some(), "server = \"HOST:PORT\"");
         needed("camera", self.camera.is_some(), "camera = \"folder:DIR\"");
-        let has_model = self.bundle.is_some() || self.model.is_some() || self.lines.contains_key("model");
+        let has_model = self.bundle.is_some() || self.model.is_some() || self.places.contains_key("model");
         needed("bundle", has_model, "bundle = \"DIR\", or model = \"FILE\"");
         if self.codec == Some(Codec::Pq)
             && self.codebook.is_none()
             && self.bundle.is_none()
-            && !["codebook", "bundle"].iter().any(|key| self.lines.contains_key(key))
+            && !["codebook", "bundle"].iter().any(|key| self.places.contains_key(key))
         {
-            problems.push(Problem {
-                line: self.lines.get("codec").copied(),
-                message:
-                    "codec: pq needs the quantizer's codebook: write codebook = \"FILE\" or bundle = \"DIR\""
-                        .to_owned(),
-            });
+            problems.push(self.problem(
+                "codec",
+                "pq needs the quantizer's codebook",
+                "write codebook = \"FILE\" or bundle = \"DIR\"",
+            ));
         }
         let security = match self.server.as_ref().map(|server| self.security(server)) {
             Some(Ok(security)) => security,
@@ -955,19 +997,25 @@ impl RawDevice {
                 None
             }
         };
-        if self.outbox.is_none() && !self.lines.contains_key("outbox") {
+        if self.outbox.is_none() && !self.places.contains_key("outbox") {
             let settings =
                 [("outbox_mb", self.outbox_mb.is_some()), ("outbox_hours", self.outbox_hours.is_some())];
             for (key, _) in settings.into_iter().filter(|(_, is_there)| *is_there) {
-                problems.push(
-                    self.problem(key, "is about a folder where queries wait: write outbox = \"DIR\" too"),
-                );
+                problems.push(self.problem(
+                    key,
+                    "is about a folder where queries wait",
+                    "write outbox = \"DIR\" too",
+                ));
             }
         }
         let actions = self.actions(&mut problems);
+        self.network_problems(&mut problems);
         match (self.server, self.camera) {
             (Some(server), Some(camera)) if problems.is_empty() => Ok(Device {
                 name: self.device,
+                group: self.group,
+                board: self.board,
+                network: self.network,
                 server,
                 camera_size: self.camera_size.unwrap_or(Device::CAMERA_SIZE_DEFAULT),
                 camera_format: self.camera_format,
@@ -997,12 +1045,68 @@ impl RawDevice {
                 threads: self.threads.unwrap_or(1),
                 cores: self.cores,
             }),
-            _ => Err(Problems(problems)),
+            _ => {
+                let mut problems = Problems(problems);
+                problems.sort();
+                Err(problems)
+            }
         }
     }
 
-    fn problem(&self, key: &str, message: &str) -> Problem {
-        Problem { line: self.line(key), message: format!("{key}: {message}") }
+    /// What is wrong with the value of a key, which may come from a file or not.
+    pub fn problem(&self, key: &str, reason: &str, fix: &str) -> Problem {
+        Problem {
+            place: self.place(key).cloned(),
+            key: key.to_owned(),
+            reason: reason.to_owned(),
+            fix: fix.to_owned(),
+        }
+    }
+
+    /// What does not fit together in `[network]`.
+    fn network_problems(&self, problems: &mut Vec<Problem>) {
+        let network = &self.network;
+        let mut add = |key: &str, reason: &str, fix: &str| problems.push(self.problem(key, reason, fix));
+        let is_silent = |key: &str| !self.places.contains_key(key);
+        if network.wifi_ssid.is_none() && is_silent("network.wifi_ssid") {
+            let settings = [
+                ("network.wifi_password_file", network.wifi_password_file.is_some()),
+                ("network.wifi_country", network.wifi_country.is_some()),
+            ];
+            for (key, _) in settings.into_iter().filter(|(_, is_there)| *is_there) {
+                add(key, "is about a wireless network", "write wifi_ssid = \"NAME\" too");
+            }
+        }
+        if network.wifi_ssid.is_some() && network.wifi_country.is_none() && is_silent("network.wifi_country")
+        {
+            let reason = "a radio has to know whose rules it keeps";
+            add("network.wifi_ssid", reason, "write wifi_country = \"DE\", with the letters of your country");
+        }
+        match (&network.address, network.gateway) {
+            (None, Some(_)) if is_silent("network.address") => add(
+                "network.gateway",
+                "has no use without a fixed address: DHCP names its own",
+                "write address = \"192.168.1.50/24\" too, or leave it out",
+            ),
+            (Some(subnet), Some(gateway)) if gateway == subnet.address() => {
+                add("network.gateway", "is the device's own address", "write the router's address");
+            }
+            (Some(subnet), Some(gateway)) if !subnet.has(gateway) => add(
+                "network.gateway",
+                &format!("cannot be reached from {subnet}"),
+                "write an address of that network, or correct address",
+            ),
+            _ => {}
+        }
+        // Names that end in .local are asked of the neighbours, and need no server.
+        let is_name = self.server.as_ref().is_some_and(|server| {
+            server.host().parse::<core::net::IpAddr>().is_err()
+                && server.host().rsplit('.').next() != Some("local")
+        });
+        if network.address.is_some() && network.dns.is_empty() && is_name && is_silent("network.dns") {
+            let reason = "no name server comes with a fixed address, and the gallery server has a name";
+            add("network.address", reason, "write dns = [\"192.168.1.1\"], or the address of the server");
+        }
     }
 
     /// A key of which the value is bad is told already.
@@ -1010,17 +1114,19 @@ impl RawDevice {
         match (&self.state, self.model_key) {
             (_, Some(key)) if key.is_weak() => Err(self.problem(
                 "model_key",
-                "anybody can sign for this key: take the one that `glimpse-gallery models key` prints",
+                "anybody can sign for this key",
+                "take the one that `glimpse-gallery models key` prints",
             )),
             (Some(state), Some(key)) => Ok(Some(Updates { state: state.clone(), key })),
-            (Some(_), None) if !self.lines.contains_key("model_key") => Err(self.problem(
+            (Some(_), None) if !self.places.contains_key("model_key") => Err(self.problem(
                 "state",
-                "is where networks from the server are kept, and needs the key that signs them: write model_key = \"..\", \
-                 as `glimpse-gallery models key` prints it",
+                "is where networks from the server are kept, and needs the key that signs them",
+                "write model_key = \"..\", as `glimpse-gallery models key` prints it",
             )),
-            (None, Some(_)) if !self.lines.contains_key("state") => Err(self.problem(
+            (None, Some(_)) if !self.places.contains_key("state") => Err(self.problem(
                 "model_key",
-                "lets the server give this device networks, and needs a folder to keep them in: write state = \"DIR\"",
+                "lets the server give this device networks, and needs a folder to keep them in",
+                "write state = \"DIR\"",
             )),
             _ => Ok(None),
         }
@@ -1029,7 +1135,7 @@ impl RawDevice {
     /// What the device does with an answer. Adds what has no use without something else, or is meant twice.
     pub fn actions(&self, problems: &mut Vec<Problem>) -> Actions {
         let webhook = self.webhook.clone();
-        if webhook.is_none() && !self.lines.contains_key("webhook") {
+        if webhook.is_none() && !self.places.contains_key("webhook") {
             let settings = [
                 ("webhook_token_file", self.webhook_token_file.is_some()),
                 ("webhook_ca", self.webhook_ca.is_some()),
@@ -1037,25 +1143,30 @@ impl RawDevice {
             for (key, _) in settings.into_iter().filter(|(_, is_there)| *is_there) {
                 problems.push(self.problem(
                     key,
-                    "is about an address that outcomes are posted to: write webhook = \"https://HOST/PATH\" too",
+                    "is about an address that outcomes are posted to",
+                    "write webhook = \"https://HOST/PATH\" too",
                 ));
             }
         }
         if webhook.as_ref().is_some_and(|url| !url.is_tls()) && self.webhook_ca.is_some() {
-            problems.push(
-                self.problem("webhook_ca", "is for TLS: write webhook = \"https://..\", or leave it out"),
-            );
+            problems.push(self.problem(
+                "webhook_ca",
+                "is for TLS",
+                "write webhook = \"https://..\", or leave it out",
+            ));
         }
         match (self.trigger, &self.button) {
-            (Some(TriggerKind::Button), None) if !self.lines.contains_key("button") => {
+            (Some(TriggerKind::Button), None) if !self.places.contains_key("button") => {
                 problems.push(self.problem(
                     "trigger",
-                    "button needs the line that the button is on: write button = \"gpiochip0:3\"",
+                    "button needs the line that the button is on",
+                    "write button = \"gpiochip0:3\"",
                 ));
             }
             (Some(other), Some(_)) if other != TriggerKind::Button => problems.push(self.problem(
                 "button",
-                &format!("is not looked at with trigger = \"{other}\": write trigger = \"button\", or leave one out"),
+                &format!("is not looked at with trigger = \"{other}\""),
+                "write trigger = \"button\", or leave one out",
             )),
             _ => {}
         }
@@ -1067,9 +1178,8 @@ impl RawDevice {
                 .take(place)
                 .find(|(_, other)| other.as_ref().is_some_and(|other| other.is_line_of(line)));
             if let Some((other, _)) = other {
-                problems.push(
-                    self.problem(key, &format!("{line} is taken by {other} already: give another line")),
-                );
+                let reason = format!("{line} is taken by {other} already");
+                problems.push(self.problem(key, &reason, "give another line"));
             }
         }
         Actions {
@@ -1090,38 +1200,269 @@ impl RawDevice {
     /// # Errors
     /// What is missing, or has no use without something else.
     pub fn security(&self, server: &ServerAddress) -> Result<Security, Problem> {
-        let problem = |key, message| Err(self.problem(key, message));
+        let problem = |key, reason, fix| Err(self.problem(key, reason, fix));
+        let is_silent = |key: &str| !self.places.contains_key(key);
         let identity = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
-            (None, None) => None,
-            (Some(_), None) => {
-                return problem("certificate", "needs its private key: write key = \"FILE\"");
+            (Some(_), None) if is_silent("key") => {
+                return problem("certificate", "needs its private key", "write key = \"FILE\"");
             }
-            (None, Some(_)) => {
-                return problem("key", "needs its certificate: write certificate = \"FILE\"");
+            (None, Some(_)) if is_silent("certificate") => {
+                return problem("key", "needs its certificate", "write certificate = \"FILE\"");
             }
+            // The other one has a bad value, which is told already.
+            _ => None,
         };
         match (server.is_tls(), &self.ca) {
-            (true, None) => problem(
+            (true, None) if is_silent("ca") => problem(
                 "server",
-                "mqtts:// needs the authority that signed the server's certificate: write ca = \"FILE\"",
+                "mqtts:// needs the authority that signed the server's certificate",
+                "write ca = \"FILE\"",
             ),
             (false, Some(_)) => {
-                problem("ca", "is for TLS: write server = \"mqtts://HOST:PORT\", or leave it out")
+                problem("ca", "is for TLS", "write server = \"mqtts://HOST:PORT\", or leave it out")
             }
             (false, None) if identity.is_some() => {
-                problem("certificate", "is for TLS: write server = \"mqtts://HOST:PORT\" and ca = \"FILE\"")
+                problem("certificate", "is for TLS", "write server = \"mqtts://HOST:PORT\" and ca = \"FILE\"")
             }
             _ => Ok(Security { password_file: self.password_file.clone(), ca: self.ca.clone(), identity }),
         }
     }
 }
 
-fn unknown(key: &str) -> String {
-    let written = key.to_ascii_lowercase().replace('-', "_");
-    match KEYS.into_iter().find(|known| *known == written) {
-        Some(known) => format!("{key}: unknown key: write {known}"),
-        None => format!("{key}: unknown key: the keys are {}", KEYS.join(", ")),
+/// Where keys and values are read from.
+struct Source<'a> {
+    text: &'a str,
+    /// What relative paths are taken from.
+    base: &'a Path,
+    lines: &'a Lines<'a>,
+    /// The lines that TOML finds fault with.
+    faulty: &'a BTreeSet<usize>,
+}
+
+/// A problem before its line is known.
+struct Found {
+    span: Range<usize>,
+    key: String,
+    reason: String,
+    fix: String,
+}
+
+impl Found {
+    /// What TOML finds fault with. A value that is missing it takes for text without quotation marks.
+    fn of_syntax(span: Option<Range<usize>>, message: &str, text: &str) -> Self {
+        let span = span.unwrap_or_default();
+        let (before, after) = (text.get(..span.start), text.get(span.start..));
+        let is_missing = before.is_some_and(|before| before.trim_end_matches([' ', '\t']).ends_with('='))
+            && after.is_some_and(|after| {
+                let after = after.trim_start_matches([' ', '\t']);
+                after.is_empty() || after.starts_with(['\r', '\n', '#'])
+            });
+        let rest = text.get(span.end..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+        let (message, fix) = if is_missing {
+            ("a value is missing", "write KEY = VALUE, or put # before the line".to_owned())
+        } else if message.contains("must be quoted") && rest.contains('=') {
+            (message, "write one KEY = VALUE a line, with text in quotation marks".to_owned())
+        } else {
+            (message, fix_of_syntax(message))
+        };
+        Self { span, key: String::new(), reason: format!("no TOML: {message}"), fix }
+    }
+
+    fn at(self, lines: &Lines<'_>) -> Problem {
+        let Self { span, key, reason, fix } = self;
+        Problem { place: Some(lines.place(span)), key, reason, fix }
+    }
+}
+
+/// Why a value is none, and what to do where the table of keys does not say it.
+struct Wrong {
+    reason: String,
+    fix: Option<String>,
+}
+
+impl Wrong {
+    fn new(reason: &str) -> Self {
+        Self { reason: reason.to_owned(), fix: None }
+    }
+}
+
+impl From<ValueError> for Wrong {
+    fn from(error: ValueError) -> Self {
+        match error {
+            ValueError::WebhookSecret => Self {
+                reason: "an address must hold no user or password".to_owned(),
+                fix: Some(WEBHOOK_SECRET_FIX.to_owned()),
+            },
+            ValueError::HostAddress => Self {
+                reason: error.to_string(),
+                fix: Some("write one between the first and the last of the network".to_owned()),
+            },
+            error => Self { reason: error.to_string(), fix: None },
+        }
+    }
+}
+
+impl From<IdError> for Wrong {
+    fn from(error: IdError) -> Self {
+        let fix = matches!(error, IdError::NotHex(_))
+            .then(|| "write what `glimpse-gallery models key` prints".to_owned());
+        Self { reason: error.to_string(), fix }
+    }
+}
+
+impl From<CodecError> for Wrong {
+    fn from(_: CodecError) -> Self {
+        Self::new("expected f32, f16, i8 or pq")
+    }
+}
+
+fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, Wrong> {
+    value.as_str().ok_or_else(|| Wrong::new("expected text in quotation marks"))
+}
+
+fn parsed<T: FromStr<Err: Into<Wrong>>>(value: &DeValue<'_>) -> Result<T, Wrong> {
+    text(value)?.parse().map_err(Into::into)
+}
+
+fn file(value: &DeValue<'_>, base: &Path) -> Result<PathBuf, Wrong> {
+    match text(value)? {
+        "" => Err(Wrong::new("expected a path")),
+        path if path.contains('\0') => Err(Wrong::new("no path has a NUL in it")),
+        path => Ok(base.join(path)),
+    }
+}
+
+fn whole(
+    value: &DeValue<'_>,
+    error: ValueError,
+    read: fn(i64) -> Result<u16, ValueError>,
+) -> Result<u16, Wrong> {
+    Ok(read(integer(value).ok_or(error)?)?)
+}
+
+fn real<T>(
+    value: &DeValue<'_>,
+    error: ValueError,
+    read: fn(f64) -> Result<T, ValueError>,
+) -> Result<T, Wrong> {
+    Ok(read(number(value).ok_or(error)?)?)
+}
+
+fn list<T>(value: &DeValue<'_>, read: fn(&str) -> Result<T, ValueError>) -> Result<Vec<T>, Wrong> {
+    let array = value.as_array().ok_or_else(|| Wrong::new("expected a list of texts"))?;
+    array.iter().map(|item| Ok(read(text(item.get_ref())?)?)).collect()
+}
+
+/// `[privacy]` says what the program does; it can do no other.
+fn promise(value: &DeValue<'_>) -> Result<(), Wrong> {
+    match value.as_bool() {
+        Some(false) => Ok(()),
+        Some(true) => Err(Wrong {
+            reason: "the program cannot do that: it keeps and sends no photo".to_owned(),
+            fix: Some("write false, or leave it out".to_owned()),
+        }),
+        None => Err(Wrong::new("expected false")),
+    }
+}
+
+/// What to write in place of a value that is none: itself in another form where that is what was missing.
+fn fix_of_value(key: &Key, value: &DeValue<'_>, written: &str) -> String {
+    let (_, name) = key.table_and_name();
+    let quoted = |text: &str| format!("\"{text}\"");
+    let candidates: Vec<String> = match (value.as_str(), key.kind) {
+        // It may be the secret itself.
+        _ if name.ends_with("_file") => Vec::new(),
+        (Some(text), Kind::OneOf(words)) => {
+            nearest(text, words.iter().copied()).into_iter().map(quoted).collect()
+        }
+        (Some(text), Kind::Texts(_)) => [format!("[\"{text}\"]")].into(),
+        (Some(text), _) => {
+            let plain = text.trim();
+            let host = plain.split_once("://").map_or(plain, |(_, host)| host);
+            let forms =
+                [plain, host, &format!("[{plain}]"), &plain.replace(' ', "-"), &plain.replace('*', "x")];
+            core::iter::once(text.to_owned()).chain(forms.map(quoted)).collect()
+        }
+        (None, Kind::Texts(_)) => Vec::new(),
+        (None, _) => [quoted(written), format!("\"gpiochip0:{written}\"")].into(),
+    };
+    let is_value = |candidate: &String| {
+        let text = format!("x = {candidate}");
+        let Ok(table) = DeTable::parse(&text) else { return false };
+        let mut values = table.get_ref().iter().map(|(_, value)| value.get_ref());
+        // A text of many lines could hold more than a value.
+        candidate.len() <= 64
+            && !candidate.contains(['\n', '\r'])
+            && values
+                .next()
+                .is_some_and(|value| RawDevice::default().put(key.path, value, Path::new("")).is_ok())
+    };
+    let value = candidates.into_iter().find(is_value).unwrap_or_else(|| key.example.to_owned());
+    format!("write {name} = {value}")
+}
+
+/// What people call a key, and which it is.
+const OTHER_NAMES: [(&str, &str); 16] = [
+    ("name id client_id", "device"),
+    ("broker host mqtt url", "server"),
+    ("source", "camera"),
+    ("size resolution", "camera_size"),
+    ("format", "camera_format"),
+    ("interval", "trigger"),
+    ("space", "bundle"),
+    ("password passwd secret", "password_file"),
+    ("token", "webhook_token_file"),
+    ("cert tls_certificate", "certificate"),
+    ("private_key tls_key", "key"),
+    ("wifi wlan ssid", "network.wifi_ssid"),
+    ("password psk wifi_password wifi_psk passphrase", "network.wifi_password_file"),
+    ("country", "network.wifi_country"),
+    ("ip static_address", "network.address"),
+    ("nameserver nameservers dns_servers", "network.dns"),
+];
+
+/// What to do about a key that no table has, or another.
+fn fix_of_unknown(table: &str, written: &str) -> String {
+    let names = |table: &'static str| {
+        ALL_KEYS.iter().map(Key::table_and_name).filter(move |(of, _)| *of == table).map(|(_, name)| name)
+    };
+    let tables = || core::iter::once("").chain(TABLES.iter().map(|(name, _)| *name));
+    let place = |of: &str| match of {
+        "" => "above the first [table]".to_owned(),
+        of => format!("below [{of}]"),
+    };
+    let here = tables().find(|of| *of == table).unwrap_or_default();
+    let plain = written.to_ascii_lowercase().replace('-', "_");
+    let other_names = OTHER_NAMES.iter().filter(|(others, _)| others.split(' ').any(|other| other == plain));
+    let meant: Vec<(&str, &str)> =
+        other_names.map(|(_, path)| path.split_once('.').unwrap_or(("", path))).collect();
+    // `address` without more is the network's, and `password` there the radio's.
+    if let Some((of, name)) = meant.iter().find(|(of, _)| *of == here).or(meant.first()) {
+        let secret = if name.ends_with("_file") { " = \"FILE\", with the secret in that file" } else { "" };
+        return if *of == here {
+            format!("write {name}{secret}")
+        } else {
+            format!("write {name}{secret}, {}", place(of))
+        };
+    }
+    if let Some(known) = nearest(written, names(here)) {
+        return format!("write {known}");
+    }
+    if table.is_empty()
+        && let Some(known) = nearest(written, TABLES.iter().map(|(name, _)| *name))
+    {
+        return format!("write [{known}]");
+    }
+    for other in tables().filter(|of| *of != here) {
+        if let Some(known) = nearest(written, names(other)) {
+            return format!("write {known} {}", place(other));
+        }
+    }
+    let all: Vec<&str> = names(here).collect();
+    match here {
+        "" => format!("leave it out; the keys are {}", all.join(", ")),
+        of => format!("leave it out; the keys of [{of}] are {}", all.join(", ")),
     }
 }
 
@@ -1146,9 +1487,110 @@ mod tests {
         raw.validate(problems)
     }
 
+    /// Expects these problems, by the beginnings of their lines, and without their columns.
     fn check_problems(text: &str, expected: &[&str]) {
-        let problems: Vec<String> = read(text).unwrap_err().0.iter().map(ToString::to_string).collect();
-        assert_eq!(problems, expected);
+        let problems = read(text).unwrap_err().0;
+        let without_column = |problem: &Problem| {
+            let line = problem.line().map_or_else(String::new, |line| format!("line {line}: "));
+            format!("{line}{}: {}", problem.title(), problem.fix)
+        };
+        let problems: Vec<String> = problems.iter().map(without_column).collect();
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+        for (problem, expected) in problems.iter().zip(expected) {
+            assert!(problem.starts_with(expected), "{problem}\nis not\n{expected}");
+        }
+    }
+
+    #[test]
+    fn a_problem_has_its_column_its_reason_and_what_to_write() {
+        for (text, expected) in [
+            (
+                "top_k = '7'",
+                "line 1, column 9: top_k: expected a whole number from 1 to 100: write top_k = 7",
+            ),
+            (
+                "device = 7",
+                "line 1, column 10: device: expected text in quotation marks: write device = \"7\"",
+            ),
+            ("device = '7", "line 1, column 12: no TOML: invalid literal string"),
+            ("codec = 'pg'", "line 1, column 9: codec: expected f32, f16, i8 or pq: write codec = \"pq\""),
+            (" servr = 'a'", "line 1, column 2: servr: unknown key: write server"),
+            ("server = # later", "line 1, column 10: no TOML: a value is missing: write KEY = VALUE"),
+            ("name = 'a'", "line 1, column 1: name: unknown key: write device"),
+            (
+                "psk = 'a'",
+                "line 1, column 1: psk: unknown key: write wifi_password_file = \"FILE\", with the secret in that file, below [network]",
+            ),
+            ("dns = []", "line 1, column 1: dns: unknown key: write dns below [network]"),
+            (
+                "[network]\n threads = 2",
+                "line 2, column 2: network.threads: unknown key: write threads above the first [table]",
+            ),
+            ("[netwrk]", "line 1, column 2: netwrk: unknown key: write [network]"),
+            (
+                "network = 1",
+                "line 1, column 1: network: expected a table: write [network], and its keys in the lines below",
+            ),
+            (
+                "[network]\ndns = '10.0.0.1'",
+                "line 2, column 7: network.dns: expected a list of texts: write dns = [\"10.0.0.1\"]",
+            ),
+            (
+                "webhook = 'http://me:word@a'",
+                "line 1, column 11: webhook: an address must hold no user or password: put a secret into a file, and write \
+                 webhook_token_file = \"FILE\"",
+            ),
+            (
+                "[privacy]\nkeep_photos = true",
+                "line 2, column 15: privacy.keep_photos: the program cannot do that: it keeps and sends no photo: write false, \
+                 or leave it out",
+            ),
+        ] {
+            let problems = read(text).unwrap_err().0;
+            assert!(problems[0].to_string().starts_with(expected), "{}\nis not\n{expected}", problems[0]);
+        }
+    }
+
+    #[test]
+    fn a_network_fits_together() {
+        let head = "camera = 'folder:/p'\nmodel = '/m'\nserver = 'gallery.lan'\n[network]\n";
+        for (more, expected) in [
+            ("wifi_ssid = 'a'", "line 5: network.wifi_ssid: a radio has to know whose rules it keeps: "),
+            ("wifi_country = 'CH'", "line 5: network.wifi_country: is about a wireless network: "),
+            ("wifi_password_file = 'p'", "line 5: network.wifi_password_file: is about a wireless network: "),
+            ("gateway = '10.0.0.1'", "line 5: network.gateway: has no use without a fixed address"),
+            (
+                "address = '10.0.0.2/24'\ndns = ['10.0.0.1']\ngateway = '10.0.1.1'",
+                "line 7: network.gateway: cannot be reached from 10.0.0.2/24: ",
+            ),
+            (
+                "address = '10.0.0.2/24'\ndns = ['10.0.0.1']\ngateway = '10.0.0.2'",
+                "line 7: network.gateway: is the device's own address: ",
+            ),
+            ("address = '10.0.0.2/24'", "line 5: network.address: no name server comes with a fixed address"),
+            ("adress = '10.0.0.2/24'", "line 5: network.adress: unknown key: write address"),
+        ] {
+            check_problems(&format!("{head}{more}"), &[expected]);
+        }
+        let whole = "hostname = 'door-1'\nwifi_ssid = 'a b'\nwifi_password_file = 'wifi'\nwifi_country = 'CH'\n\
+                     address = '10.0.0.2/24'\ngateway = '10.0.0.1'\ndns = ['10.0.0.1', 'fd00::1']\nntp = ['ntp.lan']\n";
+        let text = format!(
+            "group = 'entrance'\nboard = 'raspberry-pi-5'\n{head}{whole}[privacy]\nkeep_photos = false\n"
+        );
+        let device = read(&text).unwrap();
+        assert_eq!((device.group.unwrap().as_str(), device.board), ("entrance", Some(Board::RaspberryPi5)));
+        let network = device.network;
+        assert_eq!(network.wifi_password_file, Some("/etc/glimpse/wifi".into()));
+        assert_eq!((network.dns.len(), network.ntp[0].as_str()), (2, "ntp.lan"));
+        assert_eq!(network.address, Some("10.0.0.2/24".parse().unwrap()));
+    }
+
+    #[test]
+    fn problems_are_bounded() {
+        let text: String = (0..10_000).map(|number| format!("k{number} = 1\n")).collect();
+        let (_, problems) = RawDevice::parse(&text, Path::new(""));
+        assert_eq!(problems.len(), PROBLEMS_MAX + 1);
+        assert_eq!(problems.last().unwrap().reason, "there are 9950 problems more");
     }
 
     const WHOLE: &str = "device = 'door-1'\nserver = 'mqtts://gallery.local'\ncamera = 'folder:photos'\n\
@@ -1225,9 +1667,7 @@ mod tests {
                 "line 2: top-k: unknown key: write top_k",
                 "line 4: server: expected HOST:PORT, such as 192.168.1.20:1883, gallery.local:1883 or [fe80::1]:1883, \
                  or mqtts://HOST:PORT for TLS",
-                "line 5: thing: unknown key: the keys are device, server, camera, camera_size, camera_format, trigger, sharpness_min, bundle, model, codebook, codec, \
-                 top_k, timeout, password_file, ca, certificate, key, state, model_key, outbox, outbox_mb, outbox_hours, \
-                 unknown_below, exec, webhook, webhook_token_file, webhook_ca, led, led_unknown, button, keep_alive, queries_per_minute, threads, cores",
+                "line 5: thing: unknown key: leave it out; the keys are device, group, board, server, camera, ",
                 "line 6: camera: expected folder:DIR, the photos in a folder; v4l2:/dev/videoN, a USB camera; rpicam, a \
                  Raspberry Pi's camera; or video:FILE, a file in MJPEG or YUV4MPEG2",
                 "line 7: top_k: expected a whole number from 1 to 100",
@@ -1396,9 +1836,9 @@ mod tests {
     #[test]
     fn text_that_is_no_toml_is_told_beside_the_other_problems() {
         let problems = read("server = \ncamera = 'usb'\nmodel = '/m'\n").unwrap_err().0;
-        assert_eq!(problems[0].line, Some(1), "{problems:?}");
-        assert!(problems[0].message.starts_with("no TOML: "), "{problems:?}");
-        assert!(problems.iter().any(|problem| problem.line == Some(2)), "{problems:?}");
+        assert_eq!(problems[0].line(), Some(1), "{problems:?}");
+        assert!(problems[0].reason.starts_with("no TOML: "), "{problems:?}");
+        assert!(problems.iter().any(|problem| problem.line() == Some(2)), "{problems:?}");
     }
 
     #[test]

@@ -176,7 +176,7 @@ mod tests {
         let checks: Vec<&str> = findings.iter().map(|finding| finding.check).collect();
         assert_eq!(checks, ["configuration", "clock", "memory", "temperature"]);
         assert_eq!(findings[0].status, Status::Failure);
-        assert!(findings[0].message.contains("line 1: servr"), "{findings:?}");
+        assert!(findings[0].message.contains("line 1, column 1: servr"), "{findings:?}");
     }
 
     #[test]

@@ -718,9 +718,9 @@ mod tests {
         let text = configured(&["--config", path.to_str().unwrap()]).unwrap_err().to_string();
         for part in [
             "device.toml",
-            "line 1: servr",
-            "line 2: camera",
-            "line 3: codec",
+            "line 1, column 1: servr",
+            "line 2, column 10: camera",
+            "line 3, column 9: codec",
             "server: missing",
             "bundle: missing",
         ] {

@@ -7,10 +7,14 @@ use std::process::ExitCode;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use glimpse_protocol::Codec;
-use glimpse_protocol::device::{Actions, CameraSource, Device, Outbox, Problem, RawDevice};
+use glimpse_protocol::device::{
+    Actions, Board, CameraSource, Device, Network, Outbox, Place, Problem, Problems, RawDevice,
+};
+use serde_json::json;
 
-use crate::output::{complain, say, shown};
+use crate::output::{complain, complain_drawn, say, shown};
 use crate::template::shown_webhook;
+use crate::{boards, report};
 
 /// The largest file that is read; a complete one has two kilobytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -24,6 +28,9 @@ pub struct CheckArgs {
     /// Does not look for the folders and files that they name: they are on the device, and this is another machine
     #[arg(long)]
     pub no_paths: bool,
+    /// Prints one JSON object: {"ok", "problems": [{"file", "line", "column", "key", "reason", "fix"}]}
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Checks every file; status 1 where one has problems.
@@ -31,55 +38,99 @@ pub struct CheckArgs {
 /// # Errors
 /// Output that cannot be written.
 pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    let mut status = ExitCode::SUCCESS;
+    let mut found = Vec::new();
+    let mut is_good = true;
     for file in &args.files {
-        match check(file, !args.no_paths) {
-            Ok(device) => say(&format!("{}: good\n{}", shown(&file.display().to_string()), table(&device)))?,
-            Err(problems) => {
-                status = ExitCode::FAILURE;
-                problems.iter().for_each(|problem| complain(problem));
+        let name = file.display().to_string();
+        match device_of(file, !args.no_paths) {
+            Ok(device) if !args.json => say(&format!("{}: good\n{}", shown(&name), table(&device)))?,
+            Ok(_) => {}
+            Err(wrong) => {
+                is_good = false;
+                let problems = &wrong.problems.0;
+                if args.json {
+                    found.extend(problems.iter().map(|problem| report::json(&name, problem)));
+                } else {
+                    problems
+                        .iter()
+                        .for_each(|problem| complain_drawn(&report::drawn(&name, &wrong.text, problem)));
+                    let many = if problems.len() == 1 { "problem" } else { "problems" };
+                    complain(&format!("{name}: {} {many}", problems.len()));
+                }
             }
         }
     }
-    Ok(status)
+    if args.json {
+        say(&format!("{}\n", json!({ "ok": is_good, "problems": found })))?;
+    }
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The device that a file describes, or all that is wrong, a line each.
-fn check(file: &Path, look: bool) -> Result<Device, Vec<String>> {
-    let name = file.display();
-    let text = read(file).map_err(|error| vec![format!("{error:#}")])?;
+/// What is wrong with a file.
+#[derive(Debug)]
+pub struct Wrong {
+    /// The file's text, as far as it is text.
+    pub text: String,
+    /// All that is wrong with it.
+    pub problems: Problems,
+}
+
+/// The device that a file describes; `look` looks for the paths that it names, too.
+///
+/// # Errors
+/// All that is wrong.
+pub fn device_of(file: &Path, look: bool) -> Result<Device, Wrong> {
+    let text = read(file)?;
     let (raw, mut problems) = RawDevice::parse(&text, file.parent().unwrap_or(Path::new("")));
+    if let Some(board) = raw.board {
+        match boards::profile(board) {
+            Ok(profile) => problems.extend(boards::problems(&raw, board, &profile)),
+            Err(error) => {
+                problems.push(raw.problem("board", &error.to_string(), "report it, for it is our mistake"))
+            }
+        }
+    }
     if look {
         problems.extend(path_problems(&raw));
     }
-    raw.validate(problems).map_err(|mut problems| {
-        // What is missing has no line, and comes last.
-        problems.0.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
-        let line = |problem: &Problem| match problem.line {
-            Some(line) => format!("{name}:{line}: {}", problem.message),
-            None => format!("{name}: {}", problem.message),
-        };
-        problems.0.iter().map(line).collect()
+    raw.validate(problems).map_err(|problems| Wrong { text, problems })
+}
+
+/// The text of a device file.
+fn read(file: &Path) -> Result<String, Wrong> {
+    let whole = |text: String, place: Option<Place>, reason: String, fix: &str| Wrong {
+        text,
+        problems: Problems(vec![Problem { place, key: String::new(), reason, fix: fix.to_owned() }]),
+    };
+    let bytes = read_bytes(file).map_err(|error| {
+        whole(String::new(), None, format!("{error:#}"), "name the file that describes a device")
+    })?;
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        let fix = "save it as UTF-8, as editors offer under `encoding`";
+        return Err(whole(String::new(), None, "is UTF-16 text".to_owned(), fix));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let byte = error.as_bytes().get(at).copied().unwrap_or_default();
+        let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        let place = Place::of(&text, at..at + char::REPLACEMENT_CHARACTER.len_utf8());
+        let fix = "save it as UTF-8, as editors offer under `encoding`, or look whether it is the right file";
+        whole(text, Some(place), format!("is no UTF-8 text: the byte {byte:#04x}"), fix)
     })
 }
 
 /// Reads a regular file of at most [`FILE_BYTES_MAX`]. What it is gets asked before it is opened: opening a pipe would wait
 /// for its other end.
-fn read(file: &Path) -> anyhow::Result<String> {
+fn read_bytes(file: &Path) -> anyhow::Result<Vec<u8>> {
     let context = || format!("cannot read {}", file.display());
     let metadata = std::fs::metadata(file).with_context(context)?;
+    ensure!(!metadata.is_dir(), "{} is no file, but a folder", file.display());
     ensure!(metadata.is_file(), "{} is no file", file.display());
     let opened = std::fs::File::open(file).with_context(context)?;
     let mut bytes = Vec::new();
     opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(context)?;
-    ensure!(
-        bytes.len() as u64 <= FILE_BYTES_MAX,
-        "{} is larger than {FILE_BYTES_MAX} bytes: is it the right file?",
-        file.display()
-    );
-    String::from_utf8(bytes)
-        .ok()
-        .with_context(|| format!("{} is no UTF-8 text: is it the right file?", file.display()))
+    ensure!(bytes.len() as u64 <= FILE_BYTES_MAX, "{} is larger than {FILE_BYTES_MAX} bytes", file.display());
+    Ok(bytes)
 }
 
 /// A path that a key leads to.
@@ -109,19 +160,23 @@ impl Needed {
         Self { key, path: path.to_owned(), kind: Kind::Device }
     }
 
-    fn problem(&self) -> Option<String> {
-        let Self { key, path, kind } = self;
-        let (is_there, kind, way) = match kind {
-            Kind::Folder => (path.is_dir(), "folder", "make it"),
-            Kind::File => (path.is_file(), "file", "make it"),
-            Kind::Device => (path.exists(), "device", "plug the camera in"),
+    /// What is missing, and what to do.
+    fn problem(&self) -> Option<(String, &'static str)> {
+        let Self { path, kind, .. } = self;
+        let (is_there, kind, fix) = match kind {
+            Kind::Folder => {
+                (path.is_dir(), "folder", "make it, or use --no-paths where it is only on the device")
+            }
+            Kind::File => {
+                (path.is_file(), "file", "make it, or use --no-paths where it is only on the device")
+            }
+            Kind::Device => (
+                path.exists(),
+                "device",
+                "plug the camera in, or use --no-paths where it is only on the device",
+            ),
         };
-        (!is_there).then(|| {
-            format!(
-                "{key}: there is no {kind} {}: {way}, or use --no-paths where it is only on the device",
-                path.display()
-            )
-        })
+        (!is_there).then(|| (format!("there is no {kind} {}", path.display()), fix))
     }
 }
 
@@ -144,15 +199,16 @@ fn path_problems(raw: &RawDevice) -> Vec<Problem> {
         ("exec", &raw.exec),
         ("webhook_token_file", &raw.webhook_token_file),
         ("webhook_ca", &raw.webhook_ca),
+        ("network.wifi_password_file", &raw.network.wifi_password_file),
     ] {
         needed.extend(path.as_deref().map(|path| Needed::file(key, path)));
     }
-    let mut messages: Vec<(&str, String)> = Vec::new();
+    let mut problems = Vec::new();
     if let Some(bundle) = &raw.bundle {
         needed.push(Needed::folder("bundle", bundle));
         if bundle.is_dir() {
             let space = bundle.join("space.toml");
-            messages.extend(space_problem(&space).map(|message| ("bundle", message)));
+            problems.extend(space_problem(raw, &space));
             if raw.model.is_none() {
                 needed.push(Needed::file("bundle", &bundle.join("query.onnx")));
             }
@@ -161,20 +217,26 @@ fn path_problems(raw: &RawDevice) -> Vec<Problem> {
             }
         }
     }
-    messages.extend(needed.iter().filter_map(|needed| Some((needed.key, needed.problem()?))));
-    messages.into_iter().map(|(key, message)| Problem { line: raw.line(key), message }).collect()
+    for needed in needed {
+        problems.extend(needed.problem().map(|(reason, fix)| raw.problem(needed.key, &reason, fix)));
+    }
+    problems
 }
 
 /// A device reads a bundle's `space.toml` before anything else of it. What stands in it is the embedder's to judge; that it
 /// is there, and TOML, is seen here.
-fn space_problem(path: &Path) -> Option<String> {
-    if let Some(missing) = Needed::file("bundle", path).problem() {
-        return Some(missing);
+fn space_problem(raw: &RawDevice, path: &Path) -> Option<Problem> {
+    if let Some((reason, fix)) = Needed::file("bundle", path).problem() {
+        return Some(raw.problem("bundle", &reason, fix));
     }
-    match read(path).and_then(|text| Ok(text.parse::<toml::Table>()?)) {
-        Ok(_) => None,
-        Err(error) => Some(format!("bundle: {} cannot be used: {error:#}", path.display())),
-    }
+    let text = read_bytes(path).and_then(|bytes| Ok(String::from_utf8(bytes)?));
+    let error = match text.map(|text| text.parse::<toml::Table>()) {
+        Ok(Ok(_)) => return None,
+        Ok(Err(error)) => error.message().to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    let reason = format!("{} cannot be used: {error}", path.display());
+    Some(raw.problem("bundle", &reason, "copy the bundle anew"))
 }
 
 /// How the device proves itself, without its secrets.
@@ -210,6 +272,23 @@ fn threads(device: &Device) -> String {
     format!("{}{on}", device.threads)
 }
 
+/// The network, for the image.
+fn network(network: &Network) -> String {
+    let wifi = network.wifi_ssid.as_ref().map(|ssid| {
+        let lock = if network.wifi_password_file.is_some() { "" } else { ", without a password" };
+        format!("wireless {ssid}{lock}")
+    });
+    let address = network.address.map_or_else(|| "address by DHCP".to_owned(), |it| it.to_string());
+    let gateway = network.gateway.map(|gateway| format!("by {gateway}"));
+    let name = network.hostname.as_ref().map(|name| format!("called {}", name.as_str()));
+    let list =
+        |what: &str, names: Vec<String>| (!names.is_empty()).then(|| format!("{what} {}", names.join(" ")));
+    let dns = list("names from", network.dns.iter().map(ToString::to_string).collect());
+    let ntp = list("time from", network.ntp.iter().map(|host| host.as_str().to_owned()).collect());
+    let parts = [wifi, Some(address), gateway, name, dns, ntp];
+    parts.into_iter().flatten().collect::<Vec<String>>().join(", ")
+}
+
 /// What the device would work with, defaults filled in.
 fn table(device: &Device) -> String {
     let path = |path: &Option<PathBuf>| {
@@ -217,6 +296,8 @@ fn table(device: &Device) -> String {
     };
     let rows = [
         ("device", device.name.as_ref().map_or("the host's name", |name| name.as_str()).to_owned()),
+        ("group", device.group.as_ref().map_or("none", |group| group.as_str()).to_owned()),
+        ("board", device.board.map_or("not named: its pins are not checked", Board::name).to_owned()),
         ("server", device.server.to_string()),
         ("camera", device.camera.to_string()),
         (
@@ -271,6 +352,8 @@ fn table(device: &Device) -> String {
             ),
         ),
         ("threads", threads(device)),
+        ("network", network(&device.network)),
+        ("privacy", "no photo is kept or sent".to_owned()),
     ];
     rows.map(|(key, value)| format!("  {key:<9} {}\n", shown(&value))).concat()
 }

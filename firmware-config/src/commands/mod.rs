@@ -4,6 +4,8 @@ use clap::{Parser, Subcommand};
 
 pub mod check;
 pub mod init;
+pub mod provision;
+pub mod schema;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -18,7 +20,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Writes a commented device.toml to start from
-    Init(init::InitArgs),
+    Init(Box<init::InitArgs>),
     /// Tells all that is wrong with device files, and what a device would make of them
     Check(check::CheckArgs),
+    /// Prints the schema of device.toml for editors (JSON Schema, draft 2020-12)
+    Schema(schema::SchemaArgs),
+    /// An authority of one's own, which signs devices' certificates
+    #[command(subcommand)]
+    Ca(provision::CaCommand),
+    /// Makes folders for devices, each with credentials that the server knows
+    Provision(provision::ProvisionArgs),
+    /// Lets the server know devices no more
+    Revoke(provision::RevokeArgs),
 }

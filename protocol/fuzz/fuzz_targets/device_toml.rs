@@ -1,4 +1,4 @@
-//! Any text as `device.toml`: each problem has a line of the text, and what has none is a device.
+//! Any text as `device.toml`: each problem has a place in the text, and what has none is a device.
 #![no_main]
 
 use glimpse_protocol::device::RawDevice;
@@ -8,8 +8,11 @@ use std::path::Path;
 fuzz_target!(|text: &str| {
     let (raw, problems) = RawDevice::parse(text, Path::new("/etc/glimpse"));
     let lines = text.bytes().filter(|byte| *byte == b'\n').count() + 1;
-    assert!(problems.iter().all(|problem| problem.line.is_none_or(|line| (1..=lines).contains(&line))));
-    assert!(problems.iter().all(|problem| !problem.message.is_empty()));
+    for place in problems.iter().filter_map(|problem| problem.place.as_ref()) {
+        assert!((1..=lines).contains(&place.line) && place.column >= 1);
+        assert!(text.get(place.span.clone()).is_some());
+    }
+    assert!(problems.iter().all(|problem| !problem.reason.is_empty() && !problem.fix.is_empty()));
     let were_problems = !problems.is_empty();
     match raw.validate(problems) {
         Ok(device) => {
