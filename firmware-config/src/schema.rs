@@ -123,13 +123,71 @@ fn takes(kind: &Kind) -> String {
 mod tests {
     use super::*;
     use glimpse_protocol::device::RawDevice;
+    use regex::Regex;
     use std::path::Path;
 
+    /// Whether a value is what a schema says. It knows the words that ours is made of, and fails at any other.
+    fn fits(schema: &Value, value: &Value) -> bool {
+        let Value::Object(words) = schema else { return schema == &json!(true) };
+        let all = |schemas: &Value| schemas.as_array().unwrap().iter().all(|schema| fits(schema, value));
+        let any = |schemas: &Value| schemas.as_array().unwrap().iter().any(|schema| fits(schema, value));
+        let number = |bound: &Value, holds: fn(f64, f64) -> bool| {
+            value.as_f64().is_none_or(|value| holds(value, bound.as_f64().unwrap()))
+        };
+        let has =
+            |key: &Value| value.as_object().is_none_or(|table| table.contains_key(key.as_str().unwrap()));
+        words.iter().all(|(word, says)| match word.as_str() {
+            "$schema" | "title" | "description" | "default" | "examples" | "then" | "else" => true,
+            "type" => match says.as_str().unwrap() {
+                "object" => value.is_object(),
+                "array" => value.is_array(),
+                "string" => value.is_string(),
+                "number" => value.is_number(),
+                "integer" => value.is_i64(),
+                other => panic!("no type {other}"),
+            },
+            "enum" => says.as_array().unwrap().contains(value),
+            "const" => says == value,
+            "pattern" => {
+                value.as_str().is_none_or(|text| Regex::new(says.as_str().unwrap()).unwrap().is_match(text))
+            }
+            "minLength" => {
+                value.as_str().is_none_or(|text| text.chars().count() as u64 >= says.as_u64().unwrap())
+            }
+            "minimum" => number(says, |value, bound| value >= bound),
+            "maximum" => number(says, |value, bound| value <= bound),
+            "exclusiveMinimum" => number(says, |value, bound| value > bound),
+            "items" => value.as_array().is_none_or(|items| items.iter().all(|item| fits(says, item))),
+            "properties" => says
+                .as_object()
+                .unwrap()
+                .iter()
+                .all(|(key, says)| value.get(key).is_none_or(|value| fits(says, value))),
+            "additionalProperties" => {
+                assert_eq!(says, &json!(false));
+                let known = words["properties"].as_object().unwrap();
+                value.as_object().is_none_or(|table| table.keys().all(|key| known.contains_key(key)))
+            }
+            "required" => says.as_array().unwrap().iter().all(has),
+            "dependentRequired" => says
+                .as_object()
+                .unwrap()
+                .iter()
+                .all(|(key, needs)| value.get(key).is_none() || needs.as_array().unwrap().iter().all(has)),
+            "anyOf" => any(says),
+            "allOf" => all(says),
+            "if" => {
+                let then = if fits(says, value) { "then" } else { "else" };
+                words.get(then).is_none_or(|says| fits(says, value))
+            }
+            other => panic!("{other} is no word that this test knows"),
+        })
+    }
+
     fn is_valid(text: &str) -> (bool, bool) {
-        let validator = jsonschema::draft202012::new(&json_schema()).unwrap();
         let by_schema = text
             .parse::<toml::Table>()
-            .is_ok_and(|table| validator.is_valid(&serde_json::to_value(table).unwrap()));
+            .is_ok_and(|table| fits(&json_schema(), &serde_json::to_value(table).unwrap()));
         let (raw, problems) = RawDevice::parse(text, Path::new(""));
         (by_schema, raw.validate(problems).is_ok())
     }
@@ -137,7 +195,6 @@ mod tests {
     #[test]
     fn the_schema_is_one_and_has_every_key() {
         let schema = json_schema();
-        jsonschema::draft202012::meta::validate(&schema).unwrap();
         for key in ALL_KEYS {
             let (table, name) = key.table_and_name();
             let pointer = if table.is_empty() {
@@ -181,7 +238,7 @@ mod tests {
                 head,
                 "outbox = 'o'\noutbox_mb = 4\noutbox_hours = 8784\nkeep_alive = 5\nqueries_per_minute = 1",
             ),
-            (head, "threads = 64\ncores = '0,2-3'\nmodel = 'm'\ncodebook = 'c'\npassword_file = 'p'"),
+            (head, "threads = 32\ncores = '0,2-3'\nmodel = 'm'\ncodebook = 'c'\npassword_file = 'p'"),
             (tls, "certificate = 'c'\nkey = 'k'"),
             (head, "[network]\naddress = '10.0.0.2/24'\ngateway = '10.0.0.1'\ndns = ['10.0.0.1', 'fd00::1']"),
             (
@@ -227,7 +284,7 @@ mod tests {
             (head, "state = 's'"),
             (head, "model_key = '00'"),
             (head, "cores = 'all'"),
-            (head, "threads = 65"),
+            (head, "threads = 33"),
             (head, "keep_alive = 4"),
             (head, "[network]\nadress = '10.0.0.2/24'"),
             (head, "[network]\naddress = '10.0.0.2'"),
