@@ -1,7 +1,10 @@
-//! What a camera's frames cost in memory, once buffers are as large as they get.
+//! What a camera's frames cost in memory, once buffers are as large as they get, and a network that was kept.
+
+use std::fs;
+use std::path::Path;
 
 use allocation_counter::{AllocationInfo, measure};
-use glimpse_embedder::{Colours, Frame, Preprocessing, Preprocessor};
+use glimpse_embedder::{Colours, Embedder, EmbedderOptions, Frame, PlanCache, Preprocessing, Preprocessor};
 
 const SIZE: [u32; 2] = [640, 480];
 
@@ -44,4 +47,31 @@ fn a_frame_after_the_first_costs_tables_and_no_pixels() {
     let same = glimpse_embedder::RgbImage::new(SIDE, SIDE);
     let cost = steady(&Frame::from(&same));
     assert_eq!(cost.count_total, 0, "a photo of the input's size allocates nothing");
+}
+
+/// Its weights stay in the file that they were kept in: what a network is run in is less than they are, and is all that it takes.
+#[test]
+fn a_kept_network_costs_no_memory_for_its_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = PlanCache::new(folder.path().to_owned());
+    for name in ["query.onnx", "query-int8.onnx"] {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo").join(name);
+        let load = || Embedder::load_cached(&model, &EmbedderOptions::default(), &cache).unwrap();
+        let run_in = Embedder::portable_model(&model).unwrap().memory_bytes() as i64;
+        let weights = fs::metadata(&model).unwrap().len() as i64;
+        load();
+        let mut embedder = None;
+        let cost = measure(|| embedder = Some(load()));
+        assert!(
+            cost.bytes_current < run_in + weights / 4,
+            "{name}: {} bytes are kept; it is run in {run_in}, and its weights have {weights}",
+            cost.bytes_current
+        );
+        // And no copy of them on the way, but for the network's own file, by which the kept one is known.
+        assert!(
+            (cost.bytes_max as i64) < weights + weights / 4 + run_in,
+            "{name}: {} bytes at a time",
+            cost.bytes_max
+        );
+    }
 }

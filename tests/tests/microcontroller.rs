@@ -112,6 +112,10 @@ fn a_picture_becomes_a_query_that_a_server_answers_and_a_lamp_is_lit() {
     let first = run.said.lines().find(|line| line.starts_with("match: ")).unwrap();
     assert!(first.starts_with(&format!("match: {} ({})", nearest.image, nearest.label)), "{run:#?}");
     assert!(run.said.contains("lamps: match true, unknown false"), "{run:#?}");
+    // Weights stay where the plan is: the heap has what steps need, picture and message.
+    let steps = Embedder::portable_model(&model()).unwrap().memory_bytes();
+    let heap = run.said.split_once(" ms; ").and_then(|(_, rest)| rest.split_once(" of ")).unwrap().0;
+    assert!(heap.parse::<usize>().unwrap() < steps + 500_000, "{run:#?}");
     assert_eq!(lit(&run), ["USERLED0"], "{run:#?}");
     assert!(run.lamps.last().unwrap().ends_with("-> 0%"), "it goes out again: {run:#?}");
 }

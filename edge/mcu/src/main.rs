@@ -86,7 +86,8 @@ mod program {
         let mut camera = MemoryCamera::new(board.picture);
         let uplink = SerialUplink::new(board.line, BoardClock);
         let patience = Patience::within(PATIENCE.0, PATIENCE.1);
-        let mut session = Device::new(uplink, BoardClock, patience, Jitter::new(1), false);
+        let jitter = Jitter::new(seed_of(board.picture));
+        let mut session = Device::new(uplink, BoardClock, patience, jitter, false);
         while let Capture::Photo(photo) = camera.capture().map_err(text)? {
             let answer = ask(&mut session, &mut network, &photo)?;
             let sign = match answer {
@@ -169,6 +170,15 @@ mod program {
         let mut id = [0; 16];
         hasher.finalize_xof().fill(&mut id);
         QueryId::from_bytes(id)
+    }
+
+    /// By the same noise two boards do not repeat their queries at the same moments.
+    fn seed_of(picture: &[u8]) -> u64 {
+        let mut hasher = blake3::Hasher::new_derive_key("glimpse jitter of a microcontroller, version 1");
+        hasher.update(picture);
+        let mut seed = [0; 8];
+        hasher.finalize_xof().fill(&mut seed);
+        u64::from_le_bytes(seed)
     }
 
     fn text(error: impl Display) -> String {

@@ -95,6 +95,16 @@ pub enum RpicamError {
     },
 }
 
+impl RpicamError {
+    /// Whether another program has the camera, which libcamera gives to one at a time.
+    pub fn is_busy(&self) -> bool {
+        let says = |said: &str| {
+            ["failed to acquire camera", "in use by another process"].iter().any(|says| said.contains(says))
+        };
+        matches!(self, Self::Failed { said, .. } if says(said))
+    }
+}
+
 impl Error for RpicamError {
     fn kind(&self) -> ErrorKind {
         match self {
@@ -318,7 +328,12 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         let text = error.to_string();
         assert!(text.contains("rpicam-still") && text.contains("255"), "{text}");
-        assert!(text.ends_with("ERROR: *** no cameras available ***"), "{text}");
+        assert!(text.ends_with("ERROR: *** no cameras available ***") && !error.is_busy(), "{text}");
+
+        let busy =
+            "echo 'ERROR: *** failed to acquire camera /base/soc/i2c0mux/i2c@1/imx219@10 ***' >&2; exit 255";
+        let (_dir, mut camera) = stand_in(PROGRAMS[0], busy);
+        assert!(camera.photo().unwrap_err().is_busy());
     }
 
     #[test]

@@ -51,6 +51,11 @@ pub fn camera(camera: &CameraSource, wanted: Wanted, sharpness_min: f32) -> Find
         Err(CameraError::V4l2(ref error)) if let Some(path) = error.busy() => {
             in_use(CHECK, camera, path, &users_of(Path::new("/"), path))
         }
+        Err(CameraError::Rpicam(ref error)) if error.is_busy() => Finding::warning(
+            CHECK,
+            format!("{camera} is in use by another program"),
+            "if that is the device itself, which has it while it takes a photo, run this again; if not, end what uses it",
+        ),
         Err(error) => Finding::failure(CHECK, chain(&error), camera_advice(camera)),
     }
 }
