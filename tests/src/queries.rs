@@ -25,6 +25,8 @@ pub struct Answer {
     pub embed_ms: Option<f64>,
     /// From publishing the query to receiving the reply; only from a device.
     pub reply_ms: Option<f64>,
+    /// How often it was sent; only from a device.
+    pub attempts: Option<u32>,
     /// Bytes of the MQTT payload; only from a device.
     pub bytes: Option<usize>,
 }

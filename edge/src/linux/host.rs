@@ -1,7 +1,10 @@
 //! What comes from the system: the device's name, randomness, monotonic time, and the wish to stop.
 
+use std::io;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use glimpse_protocol::device::Cores;
@@ -31,6 +34,23 @@ fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
 /// [`NoRandomness`].
 pub fn query_id() -> Result<QueryId, NoRandomness> {
     random().map(QueryId::from_bytes)
+}
+
+/// How often, and how far apart, a program that is being replaced is tried again: it is busy for a moment.
+const BUSY: (u32, Duration) = (50, Duration::from_millis(10));
+
+/// Starts a program.
+///
+/// # Errors
+/// It cannot be started.
+pub fn start(command: &mut Command) -> io::Result<Child> {
+    for _ in 0..BUSY.0 {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(BUSY.1),
+            other => return other,
+        }
+    }
+    command.spawn()
 }
 
 /// Jitter that differs from any other device's.
@@ -159,7 +179,7 @@ impl Stop {
             let _inside = runtime.enter();
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
         };
-        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        thread::Builder::new().name("signals".to_owned()).spawn(move || {
             runtime.block_on(async {
                 loop {
                     tokio::select! {

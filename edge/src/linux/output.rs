@@ -82,6 +82,8 @@ struct JsonLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     reply_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<usize>,
 }
 
@@ -119,6 +121,7 @@ pub fn write_json(out: &mut impl Write, outcome: &Outcome) -> io::Result<()> {
         error: outcome.result.as_ref().err(),
         embed_ms: outcome.embed_time.map(milliseconds),
         reply_ms: answered.map(|answered| milliseconds(answered.reply_time)),
+        attempts: answered.map(|answered| answered.attempts),
         bytes: answered.map(|answered| answered.bytes),
     };
     let mut text = serde_json::to_vec(&line)?;
@@ -246,7 +249,7 @@ mod tests {
         assert_eq!(
             text(|out| write_json(out, &outcome)),
             "{\"photo\":\"p/a.jpg\",\"id\":\"abababababababababababababababab\",\"matches\":[{\"image\":\"apples/1.jpg\",\
-             \"label\":\"apple\",\"similarity\":0.5}],\"embed_ms\":9.876,\"reply_ms\":1.234,\"bytes\":300}\n"
+             \"label\":\"apple\",\"similarity\":0.5}],\"embed_ms\":9.876,\"reply_ms\":1.234,\"attempts\":1,\"bytes\":300}\n"
         );
         assert_eq!(
             text(|out| write_json(out, &failed())),

@@ -12,7 +12,7 @@
 //! (`glimpse_embedder`), and `glimpse-edge plan` writes the portable file of a network.
 //!
 //! ```
-//! use glimpse_embedder_core::{Frame, PortableEmbedder, PortableModel, Preprocessing};
+//! use glimpse_embedder_core::{Frame, Memory, PortableEmbedder, PortableModel, Preprocessing};
 //! use glimpse_plan::{PlanBuilder, Shape, Step};
 //! use glimpse_protocol::SpaceId;
 //!
@@ -24,7 +24,7 @@
 //! let preprocessing = Preprocessing { width: 2, height: 1, mean: [0.0; 3], std: [1.0; 3] };
 //! let model = PortableModel::new(SpaceId::from_bytes([7; 16]), preprocessing, builder.finish(sums)?)?;
 //!
-//! let model = PortableModel::read(&model.write())?;
+//! let model = PortableModel::read(&Memory::new(model.write()))?;
 //! let mut embedder = PortableEmbedder::new(model);
 //! let mut embedding = [0.0; 3];
 //! embedder.embed(&Frame::rgb([2, 1], &[255, 0, 0, 255, 0, 0])?, &mut embedding)?;

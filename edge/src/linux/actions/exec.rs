@@ -13,7 +13,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,6 +21,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use thiserror::Error;
 
 use super::queue::Queue;
+use crate::linux::host;
 use crate::linux::output::{chain, printable};
 
 /// How long a program may take.
@@ -179,14 +179,7 @@ impl Exec {
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", OsString::from(PATH_DEFAULT));
         }
-        // A program that is being replaced is busy for a moment.
-        for _ in 0..10 {
-            match command.spawn() {
-                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(LOOK),
-                other => return other,
-            }
-        }
-        command.spawn()
+        host::start(&mut command)
     }
 }
 
@@ -323,6 +316,7 @@ mod tests {
     use super::*;
     use std::fs;
     use std::sync::Arc;
+    use std::thread;
 
     use super::super::queue::Told;
 

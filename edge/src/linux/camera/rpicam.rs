@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use super::picture::{Photo, Picture};
 use super::unix_time;
+use crate::linux::host;
 use crate::ports::{Error, ErrorKind};
 
 /// The programs, the newer one first. They take the same arguments.
@@ -172,7 +173,7 @@ fn output_of(mut command: Command, program: &Path, within: Duration) -> Result<O
     let start = |source| RpicamError::Start { program: program.to_owned(), source };
     // A group of its own, so that what it starts ends with it.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut running = Running { child: command.spawn().map_err(start)?, is_over: false };
+    let mut running = Running { child: host::start(&mut command).map_err(start)?, is_over: false };
     let deadline = Instant::now() + within;
     let (sender, came) = channel();
     if let (Some(stdout), Some(stderr)) = (running.child.stdout.take(), running.child.stderr.take()) {
