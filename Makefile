@@ -18,7 +18,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-arm-embedder test-machine edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge soak bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo test test-arm test-arm-embedder test-machine edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge bench-flash soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -99,6 +99,10 @@ bench-embed: weights ## the embedder beside ONNX Runtime, on this machine and on
 bench-edge: weights ## what a device takes, and five hundred pulled plugs, into target/reports/edge.json (five minutes; ARM too after `make edge-arm`)
 	$(CARGO) build --release --workspace --bins
 	$(TARGET)/release/glimpse-edge-bench --out target/reports/edge.json
+
+bench-flash: ## the speed of flashing beside dd, on a file of 1 GiB, into target/reports/flash.json (a minute or two)
+	$(CARGO) build --release --workspace --bins
+	$(PYTHON) firmware-config/bench/flash.py $(TARGET)/release/glimpse-firmware --out target/reports/flash.json
 
 soak: mosquitto ## servers and brokers through half an hour of load, restarts and bad manners, into target/reports/soak.json (MINUTES=30)
 	$(CARGO) build --release --workspace --bins

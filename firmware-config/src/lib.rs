@@ -7,20 +7,27 @@
 //! - [`commands::check`]: all that is wrong with a file, before a device starts with it.
 //! - [`commands::schema`]: what editors, and people, are told of its keys.
 //! - [`commands::provision`]: credentials for each device, and a folder with all that goes onto it.
+//! - [`commands::disks`], [`commands::flash`]: a card with an image and a device's folder.
 //! - [`boards`]: what is known of each board.
 //! - [`template`]: the text of a new file.
 //! - [`schema`]: the schema, made of the same table of keys as everything else.
 //! - [`prompt`]: questions on a terminal.
 //! - [`report`]: a problem, drawn into the line that it is about.
 //! - [`authority`]: keys and certificates.
+//! - [`disks`]: which disks there are, and which are not to be written to.
+//! - [`image`], [`card`], [`partition`]: what is written, where, and what is put into it.
 //! - [`files`]: files that only their owner can read.
 //! - [`output`]: what reaches a terminal.
 
 pub mod authority;
 pub mod boards;
+pub mod card;
 pub mod commands;
+pub mod disks;
 pub mod files;
+pub mod image;
 pub mod output;
+pub mod partition;
 pub mod prompt;
 pub mod report;
 pub mod schema;

@@ -3,13 +3,15 @@
 use clap::{Parser, Subcommand};
 
 pub mod check;
+pub mod disks;
+pub mod flash;
 pub mod init;
 pub mod provision;
 pub mod schema;
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "glimpse-firmware", version, about = "Configures Glimpse devices")]
+#[command(name = "glimpse-firmware", version, about = "Configures and flashes Glimpse devices")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -32,4 +34,8 @@ pub enum Command {
     Provision(provision::ProvisionArgs),
     /// Lets the server know devices no more
     Revoke(provision::RevokeArgs),
+    /// Lists disks, and which of them a card is
+    Disks(disks::DisksArgs),
+    /// Writes an image to a card, reads it back, and makes it a device's
+    Flash(flash::FlashArgs),
 }
