@@ -7,17 +7,21 @@
 //! - [`commands::check`]: all that is wrong with a file, before a device starts with it.
 //! - [`commands::schema`]: what editors, and people, are told of its keys.
 //! - [`commands::provision`]: credentials for each device, and a folder with all that goes onto it.
+//! - [`commands::image`]: an image for a board's card.
+//! - [`commands::boot`]: an image as a board that is emulated.
 //! - [`boards`]: what is known of each board.
 //! - [`template`]: the text of a new file.
 //! - [`schema`]: the schema, made of the same table of keys as everything else.
 //! - [`prompt`]: questions on a terminal.
 //! - [`report`]: a problem, drawn into the line that it is about.
 //! - [`authority`]: keys and certificates.
+//! - [`builder`]: the scripts that an image is made with.
 //! - [`files`]: files that only their owner can read.
 //! - [`output`]: what reaches a terminal.
 
 pub mod authority;
 pub mod boards;
+pub mod builder;
 pub mod commands;
 pub mod files;
 pub mod output;

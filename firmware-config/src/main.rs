@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_firmware::commands::{Cli, Command, check, init, provision, schema};
+use glimpse_firmware::commands::{Cli, Command, boot, check, image, init, provision, schema};
 use glimpse_firmware::output::complain;
 
 fn main() -> ExitCode {
@@ -14,6 +14,8 @@ fn main() -> ExitCode {
         Command::Ca(command) => provision::ca(&command),
         Command::Provision(args) => provision::provision(&args),
         Command::Revoke(args) => provision::revoke(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Boot(args) => boot::run(&args),
     };
     result.unwrap_or_else(|error| {
         complain(&format!("error: {error:#}"));

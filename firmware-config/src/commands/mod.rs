@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
+pub mod boot;
 pub mod check;
+pub mod image;
 pub mod init;
 pub mod provision;
 pub mod schema;
@@ -32,4 +34,8 @@ pub enum Command {
     Provision(provision::ProvisionArgs),
     /// Lets the server know devices no more
     Revoke(provision::RevokeArgs),
+    /// Makes an image for a board's card
+    Image(image::ImageArgs),
+    /// Starts an image as a board that is emulated
+    Boot(boot::BootArgs),
 }
