@@ -8,15 +8,16 @@
 #   PROGRAM  glimpse-edge_.._arm64.deb
 #   FILES    a folder whose files go onto the first partition, for a person to edit; may be empty
 #   OPTIONS  more for the kernel's command line
-#   OUT      the image; `packages`, `root.squashfs`, `vmlinuz` and `initramfs` of it go beside it where PARTS names a folder
+#   OUT      the image; where UPDATE is set, a folder with the parts of a program update in its place
 #
 # The layout is told in docs/image.md; `init` and flashing rely on it.
 set -euo pipefail
 export LC_ALL=C TZ=UTC
 here=$(cd "$(dirname "$0")" && pwd)
-family=$1 base=$2 program=$3 files=$4 options=$5 out=$6
+family=$1 base=$2 program=$3 files=$4 options=$5
+out=$(realpath "$6")
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-1735689600}"
-boot_mib=192 root_mib=128 data_mib=16 first_mib=4
+boot_mib=256 root_mib=128 data_mib=16 first_mib=4
 
 say() { echo "image: $*" >&2; }
 cannot() { echo "$*"; exit 3; }
@@ -39,6 +40,7 @@ chmod -R u=rwX,go=rX "$root"
 chmod 755 "$root"/usr/lib/glimpse/*
 # The configuration is on the first partition, that a person can edit.
 ln -s ../boot "$root/etc/glimpse"
+ln -s ../lib/glimpse/update "$root/usr/bin/glimpse-update"
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 mkdir -p "$root"/{boot,dev,proc,sys,run,tmp,var,root,mnt,home}
 # The initramfs lays the device's own over it.
@@ -58,6 +60,7 @@ enable systemd-timesyncd.service sysinit.target
 enable glimpse-configure.service sysinit.target
 enable glimpse-health.service multi-user.target
 enable glimpse-ssh.service multi-user.target
+enable glimpse-update.service multi-user.target
 enable glimpse-edge.service multi-user.target
 # What asks a person, wants to write to /usr or /etc, or has nobody to serve: there are no logins but by SSH.
 for unit in systemd-firstboot.service systemd-sysusers.service systemd-hwdb-update.service systemd-update-done.service ldconfig.service \
@@ -83,12 +86,31 @@ say "packing it"
 rm -rf "$root"
 [ "$(stat -c %s "$work/root.squashfs")" -le $((root_mib << 20)) ] || cannot "the root file system has more than $root_mib MiB"
 
-# --- the first partition
-say "making the partitions"
+# --- what starts it
 boot="$work/boot"
+fixed="ro panic=10 net.ifnames=0 loglevel=4${options:+ $options}"
 mkdir -p "$boot/slot-a"
 cp -r "$base/firmware/." "$boot/"
 cp "$base/vmlinuz" "$base/initramfs" "$boot/slot-a/"
+if [ "$family" = raspberry-pi ]; then mv "$boot"/*.dtb "$boot/slot-a/"; fi
+if [ "${UPDATE:-}" ]; then
+    # Signed and put into one file by `glimpse-firmware`; /usr/lib/glimpse/update takes it.
+    say "making the parts of an update"
+    mkdir "$work/parts"
+    tar -C "$boot/slot-a" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" -c . | "$bin/xz" -6 -T2 >"$work/parts/slot.tar.xz"
+    mv "$work/root.squashfs" "$work/parts/root.squashfs"
+    {
+        printf 'glimpse program update 1\nfamily %s\nversion %s\noptions %s\n' "$family" "$(dpkg-deb --field "$program" Version)" "$fixed"
+        for part in slot.tar.xz root.squashfs; do
+            echo "$part $(stat -c %s "$work/parts/$part") $(sha256sum <"$work/parts/$part" | cut -d ' ' -f 1)"
+        done
+    } >"$work/parts/manifest"
+    mv "$work/parts"/* "$out/"
+    exit
+fi
+
+# --- the first partition
+say "making the partitions"
 tr -d '\r' <"$work/device.toml" | sed 's/$/\r/' >"$boot/device.toml"
 sed 's/$/\r/' "$here/README.txt" >"$boot/README.txt"
 cp -r "$files/." "$boot/"
@@ -97,7 +119,7 @@ sum=$({ cd "$work" && sha256sum <root.squashfs && cd boot && find . -type f | so
 uuid() { echo "${sum:$1:8}-${sum:$(($1 + 8)):4}-4${sum:$(($1 + 12)):3}-8${sum:$(($1 + 15)):3}-${sum:$(($1 + 18)):12}" | tr a-z A-Z; }
 serial=$(echo "${sum:40:8}" | tr a-z A-Z)
 disk="${serial:0:4}-${serial:4:4}"
-command_line="glimpse.disk=$disk glimpse.slot=a ro panic=10 net.ifnames=0 loglevel=4${options:+ $options}"
+command_line="glimpse.disk=$disk glimpse.slot=a $fixed"
 if [ "$family" = uefi ]; then
     mkdir -p "$boot/loader/entries"
     printf 'timeout 0\neditor no\nauto-entries no\nauto-firmware no\n' >"$boot/loader/loader.conf"
@@ -105,7 +127,6 @@ if [ "$family" = uefi ]; then
         "$command_line" >"$boot/loader/entries/glimpse-a.conf"
 else
     echo "$command_line" >"$boot/slot-a/cmdline.txt"
-    mv "$boot"/*.dtb "$boot/slot-a/"
     cp "$here/config.txt" "$boot/config.txt"
 fi
 find "$boot" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
@@ -148,10 +169,4 @@ case $out in
 *.xz) say "compressing" && "$bin/xz" -c -6 -T2 "$draft" >"$work/packed" ;;
 *) mv "$draft" "$work/packed" ;;
 esac
-if [ "${PARTS:-}" ]; then
-    mkdir -p "$PARTS"
-    mv "$work/root.squashfs" "$PARTS/"
-    cp "$base"/{vmlinuz,initramfs,packages} "$PARTS/"
-    printf '%s\n' "$command_line" >"$PARTS/cmdline"
-fi
 mv "$work/packed" "$out"

@@ -19,7 +19,7 @@ name="image base"
 release=trixie
 kernel=linux-image-arm64
 packages=(systemd systemd-resolved systemd-timesyncd udev dbus kmod mount util-linux fdisk e2fsprogs dosfstools ca-certificates netbase
-    libgcc-s1 busybox-static dropbear-bin wpasupplicant wireless-regdb)
+    libgcc-s1 busybox-static dropbear-bin wpasupplicant wireless-regdb openssl)
 case $family in
 uefi) packages+=(systemd-boot-efi) ;;
 raspberry-pi) packages+=(raspi-firmware firmware-brcm80211) ;;
@@ -28,7 +28,7 @@ esac
 # What others depend on to be installed, and busybox or nobody does here.
 without=(adduser base-passwd bash coreutils cpio dash dbus-bin dbus-session-bus-common debconf debianutils diffutils dpkg dracut-install
     findutils gawk grep init-system-helpers initramfs-tools initramfs-tools-bin initramfs-tools-core klibc-utils libklibc libpam-runtime
-    libsemanage-common libsqlite3-0 libtext-charwidth-perl linux-base login.defs logsave mawk openssl openssl-provider-legacy passwd perl-base
+    libsemanage-common libsqlite3-0 libtext-charwidth-perl linux-base login.defs logsave mawk openssl-provider-legacy passwd perl-base
     readline-common sed tar)
 # Commands of busybox in the root file system, where no package has them.
 applets=(sh ash awk basename cat chmod chown chroot clear cmp cp cut date dd df dirname dmesg du echo env expr false find free
@@ -41,8 +41,10 @@ cache="${XDG_CACHE_HOME:-$HOME/.cache}/glimpse/image-base"
 # shellcheck source=../../tools/arm/debian.sh
 . "$here/../../tools/arm/debian.sh"
 sources=$(cat "$here/base.sh" "$here/modules" "$here/init" | cksum | cut -d ' ' -f 1)
+# The list of the last time is one of these packages.
+last="$cache/$family-$(printf '%s\n' "${packages[@]}" "${without[@]}" | cksum | cut -d ' ' -f 1).packages"
 mkdir -p "$cache"
-if [ -z "$list" ] && [ -z "${REFRESH:-}" ] && [ -e "$cache/$family.packages" ]; then list="$cache/$family.packages"; fi
+if [ -z "$list" ] && [ -z "${REFRESH:-}" ] && [ -e "$last" ]; then list=$last; fi
 
 work="$cache/$family.part"
 # Where the packages themselves stay, by name and version.
@@ -170,6 +172,8 @@ find "$root" -depth \( -path "$root/usr/share/doc/*" -o -path "$root/usr/share/m
     -o -path "$root/usr/lib/linux-image-*" -o -path "$root/boot/*" -o -path "$root/usr/lib/systemd/boot/*" -o -path "$root/usr/lib/raspi-firmware/*" \
     -o -path "$root/usr/share/polkit-1/*" -o -path "$root/usr/lib/*/gconv/*" -o -path "$root/usr/share/i18n/*" -o -path "$root/var/*" \
     -o -path "$root/usr/lib/systemd/catalog/*" -o -path "$root/usr/share/initramfs-tools/*" -o -path "$root/etc/kernel/*" \
+    -o -path "$root/usr/lib/tmpfiles.d/provision.conf" -o -path "$root/usr/lib/tmpfiles.d/credstore.conf" \
+    -o -path "$root/usr/lib/tmpfiles.d/debian.conf" -o -path "$root/usr/lib/tmpfiles.d/home.conf" -o -path "$root/usr/lib/tmpfiles.d/etc.conf" \
     -o -path "$root/usr/share/perl5/*" -o -path "$root/usr/lib/kernel/*" -o -path "$root/etc/initramfs-tools/*" \) -delete
 cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
 rm -rf "$root/usr/share/ca-certificates"
@@ -182,7 +186,7 @@ cp "$list" "$root/usr/share/glimpse/packages"
 cp "$list" "$new/packages"
 echo "$version" >"$new/kernel"
 tar -C "$root" --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf "$new/root.tar" .
-if [ -z "${2:-}" ]; then cp "$list" "$cache/$family.packages.new" && mv "$cache/$family.packages.new" "$cache/$family.packages"; fi
+if [ -z "${2:-}" ]; then cp "$list" "$last.new" && mv "$last.new" "$last"; fi
 mv "$new" "$tree"
 rm -rf "$work"
 say "ready: $tree ($(du -sm "$tree" | cut -f 1) MB)"

@@ -16,7 +16,7 @@ macro_rules! files {
 
 /// By their paths in the repository; a test holds that none is missing.
 #[rustfmt::skip]
-const FILES: [(&str, &str); 33] = files![
+const FILES: [(&str, &str); 36] = files![
     "tools/arm/debian.sh",
     "tools/arm/qemu-system.sh",
     "firmware-config/image/README.txt",
@@ -36,16 +36,19 @@ const FILES: [(&str, &str); 33] = files![
     "firmware-config/image/root/usr/lib/glimpse/health",
     "firmware-config/image/root/usr/lib/glimpse/report",
     "firmware-config/image/root/usr/lib/glimpse/slot",
+    "firmware-config/image/root/usr/lib/glimpse/update",
     "firmware-config/image/root/usr/lib/modprobe.d/glimpse.conf",
     "firmware-config/image/root/usr/lib/sysctl.d/50-glimpse.conf",
     "firmware-config/image/root/usr/lib/systemd/journald.conf.d/glimpse.conf",
     "firmware-config/image/root/usr/lib/systemd/network/80-glimpse.network",
     "firmware-config/image/root/usr/lib/systemd/resolved.conf.d/glimpse.conf",
     "firmware-config/image/root/usr/lib/systemd/system.conf.d/glimpse.conf",
+    "firmware-config/image/root/usr/lib/systemd/system/emergency.service.d/image.conf",
     "firmware-config/image/root/usr/lib/systemd/system/glimpse-configure.service",
     "firmware-config/image/root/usr/lib/systemd/system/glimpse-edge.service.d/image.conf",
     "firmware-config/image/root/usr/lib/systemd/system/glimpse-health.service",
     "firmware-config/image/root/usr/lib/systemd/system/glimpse-ssh.service",
+    "firmware-config/image/root/usr/lib/systemd/system/glimpse-update.service",
     "firmware-config/image/root/usr/lib/systemd/system/glimpse-wifi.service",
     "firmware-config/image/root/usr/lib/tmpfiles.d/glimpse.conf",
     "firmware-config/image/root/usr/lib/udev/rules.d/60-glimpse.rules",

@@ -16,6 +16,7 @@
 //! - [`report`]: a problem, drawn into the line that it is about.
 //! - [`authority`]: keys and certificates.
 //! - [`builder`]: the scripts that an image is made with.
+//! - [`update`]: program updates in one file, and their signature.
 //! - [`files`]: files that only their owner can read.
 //! - [`output`]: what reaches a terminal.
 
@@ -29,3 +30,4 @@ pub mod prompt;
 pub mod report;
 pub mod schema;
 pub mod template;
+pub mod update;

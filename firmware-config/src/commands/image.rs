@@ -14,13 +14,16 @@ use glimpse_protocol::device::Board;
 use crate::builder::Builder;
 use crate::commands::init::board_parser;
 use crate::output::{complain, say, shown};
+use crate::update::{OperatorKey, write_update};
 
 /// Flags of `glimpse-firmware image`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   glimpse-firmware image --board raspberry-pi-4 --program glimpse-edge_0.1.0_arm64.deb --out card.img.xz
-  glimpse-firmware image --board qemu-virt --program glimpse-edge_0.1.0_arm64.deb --device devices/door-1 --out door-1.img")]
+  glimpse-firmware image --board qemu-virt --program glimpse-edge_0.1.0_arm64.deb --device devices/door-1 --out door-1.img
+  glimpse-firmware image --board raspberry-pi-4 --program glimpse-edge_0.2.0_arm64.deb --update --key gallery/access/model.key \
+      --out update.glimpse")]
 pub struct ImageArgs {
     /// The board that it is for
     #[arg(long, value_name = "BOARD", value_parser = board_parser())]
@@ -42,8 +45,11 @@ pub struct ImageArgs {
     #[arg(long)]
     pub refresh: bool,
     /// Makes a program update for devices with such a card, in place of a card
-    #[arg(long)]
+    #[arg(long, requires = "key", conflicts_with = "device")]
     pub update: bool,
+    /// The key that signs updates: the file of `glimpse-gallery models key`, in the gallery's folder `access`
+    #[arg(long, value_name = "FILE", requires = "update")]
+    pub key: Option<PathBuf>,
     /// Whether to replace a file that is there
     #[arg(long)]
     pub force: bool,
@@ -86,6 +92,10 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<ExitCode> {
     }
     let of = args.out.parent().filter(|of| !of.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(of.is_dir(), "there is no folder {}", of.display());
+    if let Some(key) = &args.key {
+        // What would fail at the end is told at the beginning.
+        OperatorKey::read(key)?;
+    }
     let (family, options) = family(args.board);
     let builder = Builder::new()?;
     let packages = args.packages.as_deref().map(absolute).transpose()?;
@@ -93,18 +103,23 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<ExitCode> {
     arguments.extend(packages.as_deref().map(Path::as_os_str));
     let refresh = OsStr::new(if args.refresh { "1" } else { "" });
     let base = builder.run("firmware-config/image/base.sh", &arguments, &[("REFRESH", refresh)])?;
-    let files = tempfile::tempdir().context("cannot make a folder")?;
-    let device = args.device.as_deref().unwrap_or(files.path());
+    let folder = tempfile::tempdir().context("cannot make a folder")?;
+    let device = args.device.as_deref().unwrap_or(folder.path());
+    // Of an update, the parts come first.
+    let made = if args.update { folder.path() } else { args.out.as_path() };
     let arguments: [&OsStr; 6] = [
         family.as_ref(),
         base.as_ref(),
         args.program.as_ref(),
         device.as_ref(),
         options.as_ref(),
-        args.out.as_ref(),
+        made.as_ref(),
     ];
     let update = OsStr::new(if args.update { "1" } else { "" });
     builder.run("firmware-config/image/assemble.sh", &arguments, &[("UPDATE", update)])?;
+    if let Some(key) = &args.key {
+        write_update(folder.path(), &OperatorKey::read(key)?, &args.out)?;
+    }
     let mut list = args.out.clone().into_os_string();
     list.push(".packages");
     std::fs::copy(base.join("packages"), &list).context("cannot write the list of packages")?;
