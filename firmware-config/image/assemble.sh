@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes an image for a card, of what base.sh brought, `root`, and the package of glimpse-edge. Nobody need be root. The same inputs give
+# Makes an image for a card, of what base.sh brought, the files of `device`, and the package of glimpse-edge. Nobody need be root. The same inputs give
 # the same bytes: files are root's, sorted, and all of one time; numbers of disks and file systems are made of what is in them.
 #
 # Usage: assemble.sh FAMILY BASE PROGRAM FILES OPTIONS OUT
@@ -35,7 +35,7 @@ tar -C "$root" -xf "$base/root.tar"
 dpkg-deb --fsys-tarfile "$program" | tar -x --no-same-owner -C "$root"
 mv "$root/etc/glimpse/device.toml" "$work/device.toml"
 rm -rf "$root/etc/glimpse" "$root/usr/share/doc"
-cp -r "$here/root/." "$root/"
+cp -r "$here/device/." "$root/"
 chmod -R u=rwX,go=rX "$root"
 chmod 755 "$root"/usr/lib/glimpse/*
 # The configuration is on the first partition, that a person can edit.

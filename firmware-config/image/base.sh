@@ -145,7 +145,7 @@ keep() { # LIST TREE
 }
 start="$work/start"
 rm -rf "$start" "$work/kept"
-mkdir -p "$start"/{bin,dev,proc,sys,run,root,boot}
+mkdir -p "$start"/{bin,dev,proc,sys,run,new}
 keep "$work/late" "$work/kept"
 keep "$work/early" "$start"
 ln -s usr/lib "$start/lib"

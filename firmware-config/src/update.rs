@@ -1,5 +1,5 @@
 //! A program update in one file: a manifest, its signature by the operator's key, what starts the board, and a root file system, as a
-//! `tar` in that order. `firmware-config/image/root/usr/lib/glimpse/update` takes it on the device.
+//! `tar` in that order. `firmware-config/image/device/usr/lib/glimpse/update` takes it on the device.
 //!
 //! The key is that of query networks (`glimpse-gallery models key`), which devices know already. A manifest begins with what it is, so
 //! that no signature of the one kind is good for the other.
