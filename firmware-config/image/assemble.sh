@@ -116,8 +116,8 @@ sed 's/$/\r/' "$here/README.txt" >"$boot/README.txt"
 cp -r "$files/." "$boot/"
 # Of what the card holds: another image is another disk, the same one is the same.
 sum=$({ cd "$work" && sha256sum <root.squashfs && cd boot && find . -type f | sort | xargs -d '\n' sha256sum && echo "$family $options"; } | sha256sum)
-uuid() { echo "${sum:$1:8}-${sum:$(($1 + 8)):4}-4${sum:$(($1 + 12)):3}-8${sum:$(($1 + 15)):3}-${sum:$(($1 + 18)):12}" | tr a-z A-Z; }
-serial=$(echo "${sum:40:8}" | tr a-z A-Z)
+uuid() { echo "${sum:$1:8}-${sum:$(($1 + 8)):4}-4${sum:$(($1 + 12)):3}-8${sum:$(($1 + 15)):3}-${sum:$(($1 + 18)):12}" | tr "[:lower:]" "[:upper:]"; }
+serial=$(echo "${sum:40:8}" | tr "[:lower:]" "[:upper:]")
 disk="${serial:0:4}-${serial:4:4}"
 command_line="glimpse.disk=$disk glimpse.slot=a $fixed"
 if [ "$family" = uefi ]; then

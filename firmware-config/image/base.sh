@@ -66,15 +66,12 @@ if [ -z "$list" ]; then
     machine=arm64 architectures='"arm64";' components="main non-free-firmware"
     debian_lists "$release" </dev/null
     say "downloading Debian's packages for the image (150 MB)"
-    cp -n "$store"/*.deb "$work/archives/" 2>/dev/null || true
     # The package without a number is empty, and needs that with the number of now.
     image=$(APT_CONFIG="$work/apt.conf" apt-cache show "$kernel:arm64" | sed -n 's/^Depends: \(linux-image-[^ ,]*\).*/\1/p' | head -n 1)
     [ "$image" ] || cannot "Debian $release has no $kernel"
     APT_CONFIG="$work/apt.conf" apt-get -y -qq --print-uris install "$image" "${packages[@]}" 2>>"$log" | cut -d ' ' -f 2 >"$work/wanted" || true
-    rm -f "$work"/archives/*.deb
-    for file in $(cat "$work/wanted"); do if [ -e "$store/$file" ]; then cp "$store/$file" "$work/archives/"; fi; done
+    while read -r file; do if [ -e "$store/$file" ]; then cp "$store/$file" "$work/archives/"; fi; done <"$work/wanted"
     debian_fetch "$image" "${packages[@]}"
-    mkdir -p "$work/list"
     : >"$work/packages"
     for package in "$work"/archives/*.deb; do
         file=${package##*/}
@@ -87,7 +84,7 @@ if [ -z "$list" ]; then
 fi
 file_of() {
     local version=${2/:/%3a}
-    ls "$store/$1_$version"_*.deb 2>/dev/null | head -n 1
+    find "$store" -name "$1_${version}_*.deb" -print -quit
 }
 while read -r package version sum; do
     file=$(file_of "$package" "$version")
@@ -123,13 +120,13 @@ if [ "$family" = uefi ]; then
     cp "$root/usr/lib/systemd/boot/efi/systemd-bootaa64.efi" "$new/firmware/EFI/BOOT/BOOTAA64.EFI"
 else
     cp "$root"/usr/lib/raspi-firmware/{bootcode.bin,start*.elf,fixup*.dat} "$new/firmware/"
-    cp "$root/usr/lib/linux-image-$version/broadcom"/bcm27*-rpi-*.dtb "$new/firmware/"
+    cp "$root/usr/lib/linux-image-$version/broadcom"/bcm2[78]*-rpi-*.dtb "$new/firmware/"
 fi
 
 # Drivers: those of `modules`, with all that they need.
 say "choosing drivers"
 all="$root/usr/lib/modules/$version"
-"$bin/depmod" -b "$root" "$version" 2>>"${log:-/dev/null}"
+"$bin/depmod" -b "$root" "$version" 2>/dev/null
 choose() {
     awk -v kinds="$1" '
         FNR == NR { if ($0 !~ /^#/ && NF == 2 && index(kinds, $1)) wanted[++count] = "kernel/" $2; next }

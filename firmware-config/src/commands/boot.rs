@@ -4,7 +4,7 @@
 //! changes are asked for. What the board says on its serial line goes to standard output.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, Write as _};
+use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -66,10 +66,12 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
             .run("firmware-config/image/tools.sh", &[], &[])?
             .join("../share/qemu-efi-aarch64/QEMU_EFI.fd"),
     };
+    // Of a short name, for sockets bear no long ones.
+    let folder = tempfile::tempdir().context("cannot make a folder")?;
+    let monitor = folder.path().join("monitor");
     let mut board = Command::new(&emulator);
-    board.args(arguments(&args.image, &firmware, args.persist)).stdin(Stdio::piped());
+    board.args(arguments(&args.image, &firmware, &monitor, args.persist)).stdin(Stdio::null());
     let mut board = board.spawn().with_context(|| format!("cannot start {}", emulator.display()))?;
-    let mut monitor = board.stdin.take().context("its input is piped")?;
     let (send, keys) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         std::io::stdin().lock().lines().map_while(Result::ok).try_for_each(|line| send.send(line))
@@ -85,16 +87,25 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
             return pull_the_plug(&mut board);
         }
         if key.is_some() {
+            press(&monitor).context("the button cannot be pressed")?;
             complain("the button is pressed");
-            // The monitor reads lines; its greeting and prompt are not looked at.
-            writeln!(monitor, "system_powerdown")
-                .and_then(|()| monitor.flush())
-                .context("the emulator does not listen")?;
         }
         std::thread::sleep(LOOK);
     };
     ensure!(status.success(), "the emulator ended with {status}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the emulator's monitor to press the button, and to let it go.
+#[cfg(unix)]
+fn press(monitor: &Path) -> std::io::Result<()> {
+    use std::io::Write as _;
+    std::os::unix::net::UnixStream::connect(monitor)?.write_all(b"system_powerdown\n")
+}
+
+#[cfg(not(unix))]
+fn press(_: &Path) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// Ends the emulator at once.
@@ -104,9 +115,10 @@ fn pull_the_plug(board: &mut Child) -> anyhow::Result<ExitCode> {
 }
 
 /// The emulator's, for an image.
-fn arguments(image: &Path, firmware: &Path, persist: bool) -> Vec<std::ffi::OsString> {
+fn arguments(image: &Path, firmware: &Path, monitor: &Path, persist: bool) -> Vec<std::ffi::OsString> {
     // A comma in a path is written twice.
-    let path = image.display().to_string().replace(',', ",,");
+    let written = |path: &Path| path.display().to_string().replace(',', ",,");
+    let path = written(image);
     let snapshot = if persist { "off" } else { "on" };
     let drive = format!("if=none,id=card,format=raw,snapshot={snapshot},cache=writethrough,file={path}");
     // Without ACPI, or a press of the button would not come through its line.
@@ -132,17 +144,14 @@ fn arguments(image: &Path, firmware: &Path, persist: bool) -> Vec<std::ffi::OsSt
         "virtio-rng-pci",
         "-device",
         "i6300esb",
-        "-chardev",
-        "null,id=prompt,logfile=/dev/null",
         "-serial",
-        "file:/dev/stdout",
-        "-monitor",
         "stdio",
         "-bios",
     ];
     let mut arguments: Vec<std::ffi::OsString> =
         fixed.iter().map(|word| OsStr::new(word).to_owned()).collect();
     arguments.extend([firmware.as_os_str().to_owned(), "-drive".into(), drive.into()]);
+    arguments.extend(["-monitor".into(), format!("unix:{},server=on,wait=off", written(monitor)).into()]);
     arguments
 }
 
@@ -203,7 +212,9 @@ mod tests {
 
     #[test]
     fn the_image_stays_as_it_is_unless_its_changes_are_wanted() {
-        let words = |persist| arguments(Path::new("a,b.img"), Path::new("fd"), persist).join(OsStr::new(" "));
+        let words = |persist| {
+            arguments(Path::new("a,b.img"), Path::new("fd"), Path::new("m"), persist).join(OsStr::new(" "))
+        };
         assert!(words(false).to_str().unwrap().contains("snapshot=on,cache=writethrough,file=a,,b.img"));
         assert!(words(true).to_str().unwrap().contains("snapshot=off"));
     }

@@ -86,7 +86,7 @@ pub fn device_of(file: &Path, look: bool) -> Result<Device, Wrong> {
         match boards::profile(board) {
             Ok(profile) => problems.extend(boards::problems(&raw, board, &profile)),
             Err(error) => {
-                problems.push(raw.problem("board", &error.to_string(), "report it, for it is our mistake"))
+                problems.push(raw.problem("board", &error.to_string(), "report it, for it is our mistake"));
             }
         }
     }
