@@ -47,7 +47,7 @@ test-machine: ## camera and button of an emulated board (after `make edge-arm`; 
 	$(CARGO) test --release -p glimpse-tests --test emulated_machine -- --nocapture
 
 test-image: ## an image for a card, built twice and started in an emulator (fetches 170 MB of Debian's packages, installed nowhere)
-	GLIMPSE_IMAGE=1 $(CARGO) test --release -p glimpse-firmware --test image -- --nocapture
+	GLIMPSE_IMAGE=1 $(CARGO) test --release -p glimpse-firmware --test image -- --nocapture --test-threads=1
 
 edge-arm: ## glimpse-edge for aarch64 and armv7 and a Debian package of each, into target/edge (an hour to build the first time)
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/edge.sh target/edge

@@ -177,6 +177,8 @@ rm -rf "$root/usr/share/ca-certificates"
 for applet in "${applets[@]}"; do
     if [ ! -e "$root/usr/bin/$applet" ] && [ ! -e "$root/usr/sbin/$applet" ]; then ln -s busybox "$root/usr/bin/$applet"; fi
 done
+# Debian's kernel takes what Debian has signed.
+for file in regulatory.db regulatory.db.p7s; do ln -sf "$file-debian" "$root/usr/lib/firmware/$file"; done
 # Of which packages: for whoever looks after devices.
 mkdir -p "$root/usr/share/glimpse"
 cp "$list" "$root/usr/share/glimpse/packages"

@@ -3,9 +3,12 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::io::{BufRead as _, BufReader};
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Cursor, Read as _, Seek as _, SeekFrom, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Emulated boards start in a minute, on a busy machine in several.
@@ -118,10 +121,10 @@ fn a_root_file_system_is_tried_three_times_and_kept_once_it_has_worked() {
     assert_eq!(entries(&["glimpse-b.conf", "glimpse-a+2-1.conf"], &["is-trial"]).len(), 2);
 }
 
-/// A package of what stands in for `glimpse-edge`: it connects to a port of this machine, by the shell of the device.
-fn stand_in(folder: &Path) -> PathBuf {
+/// A package of what stands in for `glimpse-edge`: what it does is this, in the device's shell.
+fn stand_in(folder: &Path, version: &str, does: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let tree = folder.join("tree");
+    let tree = folder.join(version);
     for inside in ["DEBIAN", "usr/bin", "usr/lib/systemd/system", "etc/glimpse"] {
         std::fs::create_dir_all(tree.join(inside)).unwrap();
     }
@@ -129,20 +132,26 @@ fn stand_in(folder: &Path) -> PathBuf {
     std::fs::copy(root.join("edge/deploy").join(unit), tree.join("usr/lib/systemd/system").join(unit))
         .unwrap();
     std::fs::write(tree.join("etc/glimpse/device.toml"), "# server = \"\"\n").unwrap();
-    let control = "Package: glimpse-edge\nVersion: 0.0.1\nArchitecture: arm64\nMaintainer: a <a@a.invalid>\nDescription: stand-in\n";
+    let control = format!(
+        "Package: glimpse-edge\nVersion: {version}\nArchitecture: arm64\nMaintainer: a <a@a.invalid>\nDescription: stand-in\n"
+    );
     std::fs::write(tree.join("DEBIAN/control"), control).unwrap();
-    let program = "#!/bin/sh\nport=$(sed -n 's/^server = \"10.0.2.2:\\([0-9]*\\)\".*/\\1/p' /etc/glimpse/device.toml)\n\
-                   until nc -w 2 10.0.2.2 $port </dev/null; do sleep 1; done\necho connected\n\
-                   head -c 1 /dev/video0 >/dev/null 2>&1; exec sleep 100000\n";
     let file = tree.join("usr/bin/glimpse-edge");
-    std::fs::write(&file, program).unwrap();
+    std::fs::write(&file, format!("#!/bin/sh\n{does}\n")).unwrap();
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let package = folder.join("glimpse-edge_0.0.1_arm64.deb");
+    let package = folder.join(format!("glimpse-edge_{version}_arm64.deb"));
     let mut command = Command::new("dpkg-deb");
     command.args(["--root-owner-group", "-b"]).arg(&tree).arg(&package).stdout(Stdio::null());
     assert!(command.env("SOURCE_DATE_EPOCH", "0").status().unwrap().success());
     package
 }
+
+/// It connects to a port of this machine, which it says, and stays.
+const CONNECTS: &str = "port=$(sed -n 's/^server = \"10.0.2.2:\\([0-9]*\\)\".*/\\1/p' /etc/glimpse/device.toml)\n\
+                        until nc -w 2 10.0.2.2 $port </dev/null; do sleep 1; done\necho connected\nexec sleep 100000";
+
+/// It refuses its configuration.
+const REFUSES: &str = "echo 'error: no good' >&2; exit 78";
 
 fn firmware(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_glimpse-firmware"));
@@ -150,55 +159,166 @@ fn firmware(arguments: &[&str]) -> Command {
     command
 }
 
-#[test]
-fn an_image_is_the_same_twice_and_a_board_that_starts_from_it_reaches_its_server() {
-    if std::env::var_os("GLIMPSE_IMAGE").is_none() {
-        eprintln!("left out: an image is built and started (`make test-image`)");
-        return;
+/// Makes an image, or an update.
+fn build(package: &Path, out: &Path, more: &[&OsStr]) {
+    let mut command = firmware(&["image", "--board", "qemu-virt", "--program"]);
+    command.arg(package).arg("--out").arg(out).args(more);
+    assert!(command.status().unwrap().success());
+}
+
+/// A board that runs from an image, whose changes stay. Dropping it pulls the plug.
+struct Board {
+    process: Child,
+    lines: mpsc::Receiver<String>,
+    said: String,
+}
+
+impl Board {
+    fn start(image: &Path) -> Self {
+        let mut command = firmware(&["boot", "--persist", "--card-mb", "1500"]);
+        let mut process = command.arg(image).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).split(b'\n').map_while(Result::ok);
+        let (send, receive) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines {
+                let _ = send.send(String::from_utf8_lossy(&line).into_owned());
+            }
+        });
+        Self { process, lines: receive, said: String::new() }
     }
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    let package = stand_in(folder);
-    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+
+    /// Waits until it has said this, and forgets what came before.
+    fn wait_for(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + STARTS_WITHIN;
+        while !self.said.contains(text) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            let line = line
+                .unwrap_or_else(|error| panic!("the board did not say `{text}` ({error}): {}", self.said));
+            self.said += &line;
+            self.said.push('\n');
+        }
+        std::mem::take(&mut self.said)
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        // It may have ended already, which is no error here.
+        let _ = self.process.stdin.take().map(|mut keys| keys.write_all(b"q\n"));
+        let _ = self.process.wait();
+    }
+}
+
+/// Whether images are to be built, for a test.
+fn is_wanted(test: &str) -> bool {
+    let wanted = std::env::var_os("GLIMPSE_IMAGE").is_some();
+    if !wanted {
+        eprintln!("left out: {test} (`make test-image`)");
+    }
+    wanted
+}
+
+/// A server that takes connections, and a device's folder that names it and the operator's key.
+fn server_and_device(folder: &Path) -> (TcpListener, PathBuf) {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
     let device = folder.join("door-1");
     std::fs::create_dir_all(&device).unwrap();
     let toml = format!(
-        "device = \"door-1\"\nserver = \"10.0.2.2:{port}\"\ncamera = \"v4l2:/dev/video0\"\nbundle = \"space\"\n"
+        "device = \"door-1\"\nserver = \"10.0.2.2:{port}\"\ncamera = \"v4l2:/dev/video0\"\nbundle = \"space\"\nmodel_key = \"{PUBLIC_KEY}\"\n"
     );
     std::fs::write(device.join("device.toml"), toml).unwrap();
+    (server, device)
+}
+
+/// RFC 8032, section 7.1, test 1.
+const SECRET_KEY: &str = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
+const PUBLIC_KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
+#[test]
+fn an_image_is_the_same_twice_and_a_board_starts_from_it_whenever_the_plug_is_pulled() {
+    if !is_wanted("an image is built and started") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (_server, device) = server_and_device(folder);
+    let package = stand_in(folder, "0.0.1", CONNECTS);
     let images = ["one.img", "two.img"].map(|name| folder.join(name));
     for image in &images {
-        let mut command = firmware(&["image", "--board", "qemu-virt", "--program"]);
-        command.arg(&package).arg("--device").arg(&device).arg("--out").arg(image);
-        assert!(command.status().unwrap().success());
+        build(&package, image, &[OsStr::new("--device"), device.as_os_str()]);
     }
     let [one, two] = images.each_ref().map(|image| std::fs::read(image).unwrap());
     assert!(one == two, "the same inputs gave two images");
 
-    // For good, so that the second start finds what the first one made.
-    for (start, found) in
-        ["made the file system of the data partition", "root file system a"].iter().enumerate()
-    {
-        let mut command = firmware(&["boot", "--persist", "--card-mb", "1500", "--seconds"]);
-        command.arg(STARTS_WITHIN.as_secs().to_string()).arg(&images[0]);
-        let mut board = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let begun = Instant::now();
-        let lines = BufReader::new(board.stdout.take().unwrap()).split(b'\n').map_while(Result::ok);
-        let mut said = String::new();
-        for line in lines {
-            said += &String::from_utf8_lossy(&line);
-            said.push('\n');
-            if said.contains("glimpse: connected ") {
-                break;
-            }
-        }
-        assert!(said.contains("glimpse: connected "), "start {start}: {said}");
-        assert!(said.contains(found), "start {start}: {said}");
-        assert_eq!(start == 0, said.contains("made the file system"), "start {start}: {said}");
-        eprintln!("start {start}: connected after {} s", begun.elapsed().as_secs());
-        // The plug is pulled.
-        board.stdin.take().map(|mut keys| std::io::Write::write_all(&mut keys, b"q\n")).unwrap().unwrap();
-        board.wait().unwrap();
+    // For good: each start finds what the one before left, from the first seconds on.
+    let pulls: u64 = std::env::var("GLIMPSE_PULLS").map_or(3, |count| count.parse().unwrap());
+    for pull in 0..pulls {
+        let board = Board::start(&images[0]);
+        // Spread over a start and what follows.
+        std::thread::sleep(Duration::from_secs(3 + pull * 37 % 61));
+        drop(board);
     }
+    let begun = Instant::now();
+    let mut board = Board::start(&images[0]);
+    let said = board.wait_for("glimpse: connected ");
+    assert!(said.contains("root file system a"), "{said}");
+    eprintln!("connected after {} s, {pulls} pulls before", begun.elapsed().as_secs());
+}
+
+/// Puts a file onto an image's first partition.
+fn put(image: &Path, name: &str, content: &[u8]) {
+    const START: u64 = 4 << 20;
+    const BYTES: usize = 256 << 20;
+    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(image).unwrap();
+    let mut partition = vec![0; BYTES];
+    file.seek(SeekFrom::Start(START)).unwrap();
+    file.read_exact(&mut partition).unwrap();
+    {
+        let mut disk = Cursor::new(&mut partition[..]);
+        let files = fatfs::FileSystem::new(&mut disk, fatfs::FsOptions::new()).unwrap();
+        files.root_dir().create_file(name).unwrap().write_all(content).unwrap();
+    }
+    file.seek(SeekFrom::Start(START)).unwrap();
+    file.write_all(&partition).unwrap();
+}
+
+#[test]
+fn an_update_that_connects_is_kept_and_one_that_does_not_is_given_up() {
+    if !is_wanted("updates are kept or given up") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (_server, device) = server_and_device(folder);
+    let image = folder.join("card.img");
+    build(&stand_in(folder, "0.0.1", CONNECTS), &image, &[OsStr::new("--device"), device.as_os_str()]);
+    let (key, other) = (folder.join("model.key"), folder.join("other.key"));
+    std::fs::write(&key, SECRET_KEY).unwrap();
+    std::fs::write(&other, PUBLIC_KEY).unwrap();
+    let update = |version: &str, does: &str, key: &Path| {
+        let out = folder.join(format!("{version}.glimpse"));
+        build(
+            &stand_in(folder, version, does),
+            &out,
+            &[OsStr::new("--update"), OsStr::new("--key"), key.as_os_str()],
+        );
+        std::fs::read(out).unwrap()
+    };
+    put(&image, "update.glimpse", &update("0.0.2", CONNECTS, &other));
+    Board::start(&image).wait_for("not signed by the model_key");
+
+    put(&image, "update.glimpse", &update("0.0.3", CONNECTS, &key));
+    Board::start(&image).wait_for("glimpse: root file system b is kept");
+
+    put(&image, "update.glimpse", &update("0.0.4", REFUSES, &key));
+    let mut board = Board::start(&image);
+    board.wait_for("writing version 0.0.4 as root file system a");
+    for _ in 0..3 {
+        board.wait_for("/dev/vda, root file system a");
+        board.wait_for("the new root file system is given up for now");
+    }
+    board.wait_for("/dev/vda, root file system b");
+    board.wait_for("glimpse: connected ");
 }
