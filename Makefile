@@ -18,7 +18,7 @@ GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-arm-embedder test-machine edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge bench-flash soak bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo test test-arm test-arm-embedder test-machine test-image edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge bench-flash soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -45,6 +45,9 @@ test-arm-embedder: ## the embedder's own tests there too: its operators against 
 test-machine: ## camera and button of an emulated board (after `make edge-arm`; fetches Debian's kernel and qemu, 130 MB, installed nowhere)
 	$(CARGO) build --release -p glimpse-edge -p glimpse-gallery
 	$(CARGO) test --release -p glimpse-tests --test emulated_machine -- --nocapture
+
+test-image: ## an image for a card, built twice and started in an emulator (fetches 170 MB of Debian's packages, installed nowhere)
+	GLIMPSE_IMAGE=1 $(CARGO) test --release -p glimpse-firmware --test image -- --nocapture --test-threads=1
 
 edge-arm: ## glimpse-edge for aarch64 and armv7 and a Debian package of each, into target/edge (an hour to build the first time)
 	CARGO="$(CARGO)" PYTHON=$(PYTHON) tools/arm/edge.sh target/edge

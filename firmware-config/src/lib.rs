@@ -8,6 +8,8 @@
 //! - [`commands::schema`]: what editors, and people, are told of its keys.
 //! - [`commands::provision`]: credentials for each device, and a folder with all that goes onto it.
 //! - [`commands::disks`], [`commands::flash`]: a card with an image and a device's folder.
+//! - [`commands::image`]: an image for a board's card.
+//! - [`commands::boot`]: an image as a board that is emulated.
 //! - [`boards`]: what is known of each board.
 //! - [`template`]: the text of a new file.
 //! - [`schema`]: the schema, made of the same table of keys as everything else.
@@ -16,11 +18,14 @@
 //! - [`authority`]: keys and certificates.
 //! - [`disks`]: which disks there are, and which are not to be written to.
 //! - [`image`], [`card`], [`partition`]: what is written, where, and what is put into it.
+//! - [`builder`]: the scripts that an image is made with.
+//! - [`update`]: program updates in one file, and their signature.
 //! - [`files`]: files that only their owner can read.
 //! - [`output`]: what reaches a terminal.
 
 pub mod authority;
 pub mod boards;
+pub mod builder;
 pub mod card;
 pub mod commands;
 pub mod disks;
@@ -32,3 +37,4 @@ pub mod prompt;
 pub mod report;
 pub mod schema;
 pub mod template;
+pub mod update;

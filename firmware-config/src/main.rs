@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use glimpse_firmware::commands::{Cli, Command, check, disks, flash, init, provision, schema};
+use glimpse_firmware::commands::{Cli, Command, boot, check, disks, flash, image, init, provision, schema};
 use glimpse_firmware::output::complain;
 
 fn main() -> ExitCode {
@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         Command::Revoke(args) => provision::revoke(&args),
         Command::Disks(args) => disks::run(&args),
         Command::Flash(args) => flash::run(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Boot(args) => boot::run(&args),
     };
     result.unwrap_or_else(|error| {
         complain(&format!("error: {error:#}"));

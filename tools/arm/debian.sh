@@ -66,8 +66,8 @@ debian_lists() {
     apt-config dump | grep '^Acquire::' | grep -v '^Acquire::IndexTargets' >"$work/apt.conf" || true
     cat >>"$work/apt.conf" <<END
 Acquire::Retries "3";
-APT::Architecture "amd64";
-APT::Architectures { "amd64"; "arm64"; };
+APT::Architecture "${machine:-amd64}";
+APT::Architectures { ${architectures:-"amd64"; "arm64";} };
 APT::Default-Release "$1";
 APT::Install-Recommends "false";
 APT::Sandbox::User "root";
@@ -87,7 +87,7 @@ END
     for archive in "${archives[@]}"; do
         option=
         if [ -e "$keyring" ]; then option="[signed-by=$keyring] "; fi
-        printf "deb $option$archive %s main\n" "$@" >"$work/sources.list"
+        printf "deb $option$archive %s ${components:-main}\n" "$@" >"$work/sources.list"
         say "reading the lists of Debian $release from $archive"
         if apt -o APT::Update::Error-Mode=any update; then found=1; break; fi
     done

@@ -177,7 +177,7 @@ pub struct NetworkArgs {
     pub ntp: Vec<HostName>,
 }
 
-fn board_parser() -> impl TypedValueParser<Value = Board> {
+pub(crate) fn board_parser() -> impl TypedValueParser<Value = Board> {
     PossibleValuesParser::new(Board::NAMES).try_map(|name| name.parse::<Board>())
 }
 

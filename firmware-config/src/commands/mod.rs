@@ -2,9 +2,11 @@
 
 use clap::{Parser, Subcommand};
 
+pub mod boot;
 pub mod check;
 pub mod disks;
 pub mod flash;
+pub mod image;
 pub mod init;
 pub mod provision;
 pub mod schema;
@@ -38,4 +40,8 @@ pub enum Command {
     Disks(disks::DisksArgs),
     /// Writes an image to a card, reads it back, and makes it a device's
     Flash(flash::FlashArgs),
+    /// Makes an image for a board's card
+    Image(image::ImageArgs),
+    /// Starts an image as a board that is emulated
+    Boot(boot::BootArgs),
 }
