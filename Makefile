@@ -14,11 +14,13 @@ SEED ?= 1
 SECONDS ?= 60
 # That `soak` takes.
 MINUTES ?= 30
+# Plugs that `demo-device` pulls.
+PULLS ?= 20
 GPU_TARGET ?= $(CACHE)/target-gpu
 PROGRAMS := -p glimpse-edge -p glimpse-gallery -p glimpse-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-arm-embedder test-machine test-image edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge bench-flash soak bench-gpu python-packages browser mosquitto clean
+.PHONY: help demo demo-device test test-arm test-arm-embedder test-machine test-image edge-arm microcontroller test-gpu fuzz lint data weights train-demo bench-accuracy bench-search bench-server bench-embed bench-edge bench-flash soak bench-gpu python-packages browser mosquitto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -106,6 +108,10 @@ bench-edge: weights ## what a device takes, and five hundred pulled plugs, into 
 bench-flash: ## the speed of flashing beside dd, on a file of 1 GiB, into target/reports/flash.json (a minute or two)
 	$(CARGO) build --release --workspace --bins
 	$(PYTHON) firmware-config/bench/flash.py $(TARGET)/release/glimpse-firmware --out target/reports/flash.json
+
+demo-device: browser ## an image, flashed to a file and started in an emulator, asks about what its camera sees (after `make edge-arm`; PULLS=20)
+	$(CARGO) build --release $(PROGRAMS) -p glimpse-firmware
+	CARGO_MANIFEST_DIR=$(CURDIR)/tests $(TARGET)/release/glimpse-demo-device --pulls $(PULLS)
 
 soak: mosquitto ## servers and brokers through half an hour of load, restarts and bad manners, into target/reports/soak.json (MINUTES=30)
 	$(CARGO) build --release --workspace --bins

@@ -103,6 +103,15 @@ def log_in_and_follow(person, password, label, device):
         expect(page).to_have_url(person.url + "/login")
 
 
+def photograph_a_query(person, label, device):
+    with person.page() as page:
+        page.goto(person.url + "/")
+        row = page.locator(".query").first
+        expect(row).to_contain_text(device)
+        expect(row).to_contain_text(label)
+        person.picture(page, "device")
+
+
 def loaded(page, selector):
     """All photos in view are there, and are no placeholders."""
     page.wait_for_function(
@@ -282,7 +291,7 @@ def reconnect(person, device):
 
 def main():
     chromium, screenshots, scenario, url = sys.argv[1:5]
-    play = {f.__name__: f for f in (log_in_and_follow, find_wrong_match, browse_gallery, look_at_every_view, walk_by_keyboard, reconnect)}[scenario]
+    play = {f.__name__: f for f in (log_in_and_follow, photograph_a_query, find_wrong_match, browse_gallery, look_at_every_view, walk_by_keyboard, reconnect)}[scenario]
     with sync_playwright() as playwright:
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)

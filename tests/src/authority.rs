@@ -61,12 +61,13 @@ impl Authority {
         Ok(Self { issuer, folder: folder.to_owned(), certificate })
     }
 
-    /// A certificate for a server at localhost, signed.
+    /// A certificate for a server at localhost, which an emulated board sees at 10.0.2.2, signed.
     ///
     /// # Errors
     /// Where it cannot be made or written.
     pub fn server(&self, name: &str) -> anyhow::Result<Identity> {
-        let mut parameters = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+        let mut parameters =
+            CertificateParams::new(["localhost", "127.0.0.1", "10.0.2.2"].map(str::to_owned))?;
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(name, &parameters)
     }

@@ -11,6 +11,7 @@
 //! - [`authority`]: certificates for tests.
 //! - [`stranger`]: an MQTT client by hand, for what no well-behaved client does.
 //! - [`foreign`]: an MQTT client and an ONNX engine that are not ours, in Python.
+//! - [`board`]: a board that starts from an image, by `glimpse-firmware boot`.
 //! - [`browser`]: a headless Chromium, driven by a script in Python.
 //! - [`durability`]: kills at random moments, and damaged files.
 //! - [`load`]: a thousand simulated devices, for `make bench-server`.
@@ -26,6 +27,7 @@
 //! This crate links no program of ours: what it knows of them is what a user knows.
 
 pub mod authority;
+pub mod board;
 pub mod browser;
 pub mod demo;
 pub mod device;

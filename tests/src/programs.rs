@@ -47,6 +47,11 @@ impl Programs {
         self.command("glimpse-trainer")
     }
 
+    /// `glimpse-firmware`, the same. Only `make test` and `make demo-device` build it.
+    pub fn firmware(&self) -> Command {
+        self.command("glimpse-firmware")
+    }
+
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.path(name));
         command.current_dir(workspace::root());
