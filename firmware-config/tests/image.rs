@@ -121,6 +121,31 @@ fn a_root_file_system_is_tried_three_times_and_kept_once_it_has_worked() {
     assert_eq!(entries(&["glimpse-b.conf", "glimpse-a+2-1.conf"], &["is-trial"]).len(), 2);
 }
 
+#[test]
+fn the_service_is_shut_in() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let units = folder.path().join("usr/lib/systemd/system");
+    std::fs::create_dir_all(units.join("glimpse-edge.service.d")).unwrap();
+    let drop_in = "usr/lib/systemd/system/glimpse-edge.service.d/image.conf";
+    std::fs::copy(root.join("firmware-config/image/device").join(drop_in), folder.path().join(drop_in))
+        .unwrap();
+    std::fs::copy(root.join("edge/deploy/glimpse-edge.service"), units.join("glimpse-edge.service")).unwrap();
+    for target in ["sysinit", "basic", "network-online", "shutdown", "multi-user"] {
+        std::fs::write(units.join(format!("{target}.target")), "[Unit]\nDescription=a\n").unwrap();
+    }
+    let mut command = Command::new("systemd-analyze");
+    command.args(["security", "--offline=yes", "--no-pager", "--threshold=20"]);
+    command.arg(format!("--root={}", folder.path().display())).arg("glimpse-edge.service");
+    let Ok(output) = command.output() else {
+        eprintln!("left out: the service is shut in (there is no systemd-analyze)");
+        return;
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last = said.lines().last().unwrap_or_default();
+    assert!(output.status.success(), "{last}");
+}
+
 /// A package of what stands in for `glimpse-edge`: what it does is this, in the device's shell.
 fn stand_in(folder: &Path, version: &str, does: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
