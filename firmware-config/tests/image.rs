@@ -121,6 +121,31 @@ fn a_root_file_system_is_tried_three_times_and_kept_once_it_has_worked() {
     assert_eq!(entries(&["glimpse-b.conf", "glimpse-a+2-1.conf"], &["is-trial"]).len(), 2);
 }
 
+#[test]
+fn the_service_is_shut_in() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let units = folder.path().join("usr/lib/systemd/system");
+    std::fs::create_dir_all(units.join("glimpse-edge.service.d")).unwrap();
+    let drop_in = "usr/lib/systemd/system/glimpse-edge.service.d/image.conf";
+    std::fs::copy(root.join("firmware-config/image/device").join(drop_in), folder.path().join(drop_in))
+        .unwrap();
+    std::fs::copy(root.join("edge/deploy/glimpse-edge.service"), units.join("glimpse-edge.service")).unwrap();
+    for target in ["sysinit", "basic", "network-online", "shutdown", "multi-user"] {
+        std::fs::write(units.join(format!("{target}.target")), "[Unit]\nDescription=a\n").unwrap();
+    }
+    let mut command = Command::new("systemd-analyze");
+    command.args(["security", "--offline=yes", "--no-pager", "--threshold=20"]);
+    command.arg(format!("--root={}", folder.path().display())).arg("glimpse-edge.service");
+    let Ok(output) = command.output() else {
+        eprintln!("left out: the service is shut in (there is no systemd-analyze)");
+        return;
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last = said.lines().last().unwrap_or_default();
+    assert!(output.status.success(), "{last}");
+}
+
 /// A package of what stands in for `glimpse-edge`: what it does is this, in the device's shell.
 fn stand_in(folder: &Path, version: &str, does: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -219,17 +244,18 @@ fn is_wanted(test: &str) -> bool {
     wanted
 }
 
-/// A server that takes connections, and a device's folder that names it and the operator's key.
-fn server_and_device(folder: &Path) -> (TcpListener, PathBuf) {
+/// A device's folder that names the operator's key and a server, which takes connections and ends them.
+fn device_with_server(folder: &Path) -> PathBuf {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
+    std::thread::spawn(move || server.incoming().for_each(drop));
     let device = folder.join("door-1");
     std::fs::create_dir_all(&device).unwrap();
     let toml = format!(
         "device = \"door-1\"\nserver = \"10.0.2.2:{port}\"\ncamera = \"v4l2:/dev/video0\"\nbundle = \"space\"\nmodel_key = \"{PUBLIC_KEY}\"\n"
     );
     std::fs::write(device.join("device.toml"), toml).unwrap();
-    (server, device)
+    device
 }
 
 /// RFC 8032, section 7.1, test 1.
@@ -243,7 +269,7 @@ fn an_image_is_the_same_twice_and_a_board_starts_from_it_whenever_the_plug_is_pu
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let (_server, device) = server_and_device(folder);
+    let device = device_with_server(folder);
     let package = stand_in(folder, "0.0.1", CONNECTS);
     let images = ["one.img", "two.img"].map(|name| folder.join(name));
     for image in &images {
@@ -291,7 +317,7 @@ fn an_update_that_connects_is_kept_and_one_that_does_not_is_given_up() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let (_server, device) = server_and_device(folder);
+    let device = device_with_server(folder);
     let image = folder.join("card.img");
     build(&stand_in(folder, "0.0.1", CONNECTS), &image, &[OsStr::new("--device"), device.as_os_str()]);
     let (key, other) = (folder.join("model.key"), folder.join("other.key"));

@@ -5,6 +5,9 @@
 #   release  Debian's release
 #   work     a folder; what was downloaded stays there until the script removes it, and is not downloaded again after an interruption
 #
+# and, where the packages are those of another machine, `machine` (amd64 otherwise), `architectures` as apt lists them (that and arm64), and
+# `components` (main).
+#
 # A function that cannot do its work prints why on standard output, and ends the script with 3.
 # shellcheck shell=bash disable=SC2016,SC2154 # what apt expands is in single quotes
 
