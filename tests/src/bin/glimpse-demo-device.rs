@@ -196,10 +196,7 @@ fn text(path: &Path) -> anyhow::Result<&str> {
 
 /// The device's folder.
 fn provision(fixture: &Fixture, server: &Server, ca: &Path, webhook: &str) -> anyhow::Result<PathBuf> {
-    let port = server
-        .word("mqtts")
-        .and_then(|address| Some(address.rsplit_once(':')?.1))
-        .context("the server has TLS")?;
+    let (_, port) = server.word("mqtts")?.rsplit_once(':').context("the server says its port")?;
     let config = fixture.path("device.toml");
     let lines = [
         "board = \"qemu-virt\"".to_owned(),
@@ -318,7 +315,7 @@ fn is_tls(fixture: &Fixture) -> anyhow::Result<bool> {
 /// The console with the answer, where there is a browser.
 fn photograph(server: &Server, fixture: &Fixture) -> anyhow::Result<()> {
     let Some(browser) = Browser::find("the console's picture") else { return Ok(()) };
-    let http = server.word("http").context("the server has a console")?;
+    let http = server.word("http")?;
     let scenario = browser.play("photograph_a_query", http, &[LABEL, DEVICE], fixture.path("browser.log"))?;
     scenario.ends_well()
 }
