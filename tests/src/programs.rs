@@ -49,7 +49,13 @@ impl Programs {
 
     /// `glimpse-firmware`, the same. Only `make test` and `make demo-device` build it.
     pub fn firmware(&self) -> Command {
-        self.command("glimpse-firmware")
+        let mut command = self.command("glimpse-firmware");
+        // What it fetches is the machine's, as is what the Makefile's scripts do.
+        match std::env::var_os("XDG_CACHE_HOME") {
+            Some(cache) => command.env("XDG_CACHE_HOME", cache),
+            None => command.env_remove("XDG_CACHE_HOME"),
+        };
+        command
     }
 
     fn command(&self, name: &str) -> Command {

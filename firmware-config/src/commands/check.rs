@@ -40,9 +40,10 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let mut found = Vec::new();
     let mut is_good = true;
+    let look = if args.no_paths { Look::Nowhere } else { Look::Everywhere };
     for file in &args.files {
         let name = file.display().to_string();
-        match device_of(file, !args.no_paths) {
+        match device_of(file, look) {
             Ok(device) if !args.json => say(&format!("{}: good\n{}", shown(&name), table(&device)))?,
             Ok(_) => {}
             Err(wrong) => {
@@ -75,11 +76,22 @@ pub struct Wrong {
     pub problems: Problems,
 }
 
-/// The device that a file describes; `look` looks for the paths that it names, too.
+/// Which of the files that a device file names are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// None: they are on the device.
+    Nowhere,
+    /// Those that `provision` copies; camera and programs are the device's, and credentials are made anew.
+    Copied,
+    /// All.
+    Everywhere,
+}
+
+/// The device that a file describes.
 ///
 /// # Errors
 /// All that is wrong.
-pub fn device_of(file: &Path, look: bool) -> Result<Device, Wrong> {
+pub fn device_of(file: &Path, look: Look) -> Result<Device, Wrong> {
     let text = read(file)?;
     let (raw, mut problems) = RawDevice::parse(&text, file.parent().unwrap_or(Path::new("")));
     if let Some(board) = raw.board {
@@ -90,8 +102,8 @@ pub fn device_of(file: &Path, look: bool) -> Result<Device, Wrong> {
             }
         }
     }
-    if look {
-        problems.extend(path_problems(&raw));
+    if look != Look::Nowhere {
+        problems.extend(path_problems(&raw, look));
     }
     raw.validate(problems).map_err(|problems| Wrong { text, problems })
 }
@@ -181,9 +193,10 @@ impl Needed {
 }
 
 /// What the device would look for and not find, or not be able to use.
-fn path_problems(raw: &RawDevice) -> Vec<Problem> {
+fn path_problems(raw: &RawDevice, look: Look) -> Vec<Problem> {
     let mut needed = Vec::new();
-    match &raw.camera {
+    let here = |path: &'_ Option<PathBuf>| path.clone().filter(|_| look == Look::Everywhere);
+    match raw.camera.as_ref().filter(|_| look == Look::Everywhere) {
         Some(CameraSource::Folder(photos)) => needed.push(Needed::folder("camera", photos)),
         Some(CameraSource::Video(file)) => needed.push(Needed::file("camera", file)),
         Some(CameraSource::V4l2(device)) => needed.push(Needed::device("camera", device)),
@@ -192,11 +205,11 @@ fn path_problems(raw: &RawDevice) -> Vec<Problem> {
     needed.extend(raw.model.as_deref().map(|model| Needed::file("model", model)));
     needed.extend(raw.codebook.as_deref().map(|codebook| Needed::file("codebook", codebook)));
     for (key, path) in [
-        ("password_file", &raw.password_file),
+        ("password_file", &here(&raw.password_file)),
         ("ca", &raw.ca),
-        ("certificate", &raw.certificate),
-        ("key", &raw.key),
-        ("exec", &raw.exec),
+        ("certificate", &here(&raw.certificate)),
+        ("key", &here(&raw.key)),
+        ("exec", &here(&raw.exec)),
         ("webhook_token_file", &raw.webhook_token_file),
         ("webhook_ca", &raw.webhook_ca),
         ("network.wifi_password_file", &raw.network.wifi_password_file),

@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::check::device_of;
+use super::check::{Look, device_of};
 use super::disks::size;
 use crate::card::{self, Card, CardError, Watch, Written};
 use crate::disks::{self, Disk, Refusal};
@@ -184,8 +184,7 @@ enum Unusable {
 /// What goes onto the card beside the image; `device.toml` is checked as `check` does it.
 fn device_files(folder: &Path) -> Result<Files, Unusable> {
     let file = folder.join("device.toml");
-    let look = false;
-    if let Err(wrong) = device_of(&file, look) {
+    if let Err(wrong) = device_of(&file, Look::Nowhere) {
         let name = file.display().to_string();
         wrong
             .problems

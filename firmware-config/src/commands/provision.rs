@@ -14,7 +14,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use glimpse_protocol::device::{Board, CameraSource, Device, GroupName, HostName, Subnet, hostname};
 use glimpse_protocol::{Codec, DeviceId};
 
-use super::check::device_of;
+use super::check::{Look, device_of};
 use crate::authority::Authority;
 use crate::boards;
 use crate::files::{private_folder, write_new};
@@ -169,7 +169,7 @@ impl Member {
 /// # Errors
 /// What is wrong with the configuration or the fleet, before anything is made; then the first device that could not be made.
 pub fn provision(args: &ProvisionArgs) -> anyhow::Result<ExitCode> {
-    let common = match device_of(&args.config, true) {
+    let common = match device_of(&args.config, Look::Copied) {
         Ok(device) => device,
         Err(wrong) => {
             let name = args.config.display().to_string();
@@ -276,8 +276,7 @@ fn seal(
     if is_password {
         write_new(&inside.join("device.password"), b"", 0o600)?;
     }
-    let look_for_nothing = false;
-    if let Err(wrong) = device_of(&inside.join("device.toml"), look_for_nothing) {
+    if let Err(wrong) = device_of(&inside.join("device.toml"), Look::Nowhere) {
         bail!("{}", wrong.problems);
     }
     let said = args.server.devices("add", &flags, &member.name)?;
