@@ -151,9 +151,7 @@ fn write_blocks(
     let path = card.path.clone();
     let failed = |at: u64| move |source| CardError::Write { path: path.clone(), at, source };
     let wipe = |card: &mut Card| {
-        card.file.seek(SeekFrom::Start(0))?;
-        let end = card.bytes.unwrap_or(u64::MAX);
-        card.file.write_all(&vec![0; BLOCK.min(usize::try_from(end).unwrap_or(BLOCK))])?;
+        blank(card)?;
         if let Some(end) = card.bytes.map(|bytes| bytes.saturating_sub(END)).filter(|end| *end > BLOCK as u64)
         {
             card.file.seek(SeekFrom::Start(end))?;
@@ -201,11 +199,30 @@ fn write_blocks(
     Ok(written)
 }
 
-/// Reads a card back, past whatever the system remembers of it, and compares it block by block.
+/// Writes zeros where the first block belongs.
+fn blank(card: &mut Card) -> io::Result<()> {
+    card.file.seek(SeekFrom::Start(0))?;
+    let size = card.bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(BLOCK);
+    card.file.write_all(&vec![0; BLOCK.min(size)])?;
+    card.file.sync_data()
+}
+
+/// Reads a card back, past whatever the system remembers of it, and compares it block by block. One that is not as the image is, or not
+/// known to be, is left without its first block.
 ///
 /// # Errors
 /// [`CardError`]
 pub fn verify(card: &mut Card, written: &Written, watch: &Watch) -> Result<(), CardError> {
+    watch.done.store(0, Ordering::Relaxed);
+    let compared = compare(card, written, watch);
+    if compared.is_err() {
+        // Where it takes no more zeros either, what is wrong with it is told all the same.
+        let _ = blank(card);
+    }
+    compared
+}
+
+fn compare(card: &mut Card, written: &Written, watch: &Watch) -> Result<(), CardError> {
     let failed = |at: u64, path: &PathBuf| {
         let path = path.clone();
         move |source| CardError::ReadBack { path, at, source }

@@ -17,7 +17,7 @@
 //! - [`report`]: a problem, drawn into the line that it is about.
 //! - [`authority`]: keys and certificates.
 //! - [`disks`]: which disks there are, and which are not to be written to.
-//! - [`image`], [`card`], [`partition`]: what is written, where, and what is put into it.
+//! - [`packed`], [`card`], [`partition`]: what is written, where, and what is put into it.
 //! - [`builder`]: the scripts that an image is made with.
 //! - [`update`]: program updates in one file, and their signature.
 //! - [`files`]: files that only their owner can read.
@@ -30,8 +30,8 @@ pub mod card;
 pub mod commands;
 pub mod disks;
 pub mod files;
-pub mod image;
 pub mod output;
+pub mod packed;
 pub mod partition;
 pub mod prompt;
 pub mod report;

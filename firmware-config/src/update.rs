@@ -5,20 +5,19 @@
 //! that no signature of the one kind is good for the other.
 
 use std::fs::File;
-use std::io::{BufWriter, Read as _, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use glimpse_protocol::ModelKey;
 use rcgen::{KeyPair, PKCS_ED25519, SigningKey as _};
+use tar::{Builder, Header};
 
 /// The first line of a manifest.
 pub const KIND: &str = "glimpse program update 1";
 
 /// What follows manifest and signature.
 const PARTS: [&str; 2] = ["slot.tar.xz", "root.squashfs"];
-
-const BLOCK: usize = 512;
 
 /// The key that signs what devices run.
 #[derive(Debug)]
@@ -54,21 +53,18 @@ pub fn write_update(folder: &Path, key: &OperatorKey, out: &Path) -> anyhow::Res
     let signature = key.0.sign(&manifest).context("cannot sign")?;
     let of = out.parent().filter(|of| !of.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let draft = tempfile::NamedTempFile::new_in(of).context("cannot make a file")?;
-    let mut archive = BufWriter::new(draft.as_file());
+    let mut archive = Builder::new(BufWriter::new(draft.as_file()));
     let written = (|| {
-        append(&mut archive, "manifest", manifest.len() as u64, &mut &manifest[..])?;
-        append(&mut archive, "manifest.sig", signature.len() as u64, &mut &signature[..])?;
+        append(&mut archive, "manifest", manifest.len() as u64, &manifest[..])?;
+        append(&mut archive, "manifest.sig", signature.len() as u64, &signature[..])?;
         for name in PARTS {
-            let mut file = File::open(folder.join(name))?;
-            let bytes = file.metadata()?.len();
-            append(&mut archive, name, bytes, &mut file)?;
+            let file = File::open(folder.join(name))?;
+            append(&mut archive, name, file.metadata()?.len(), file)?;
         }
-        archive.write_all(&[0; 2 * BLOCK])?;
-        archive.flush()?;
+        archive.into_inner()?.flush()?;
         draft.as_file().sync_all()
     })();
     written.with_context(|| format!("cannot write {}", out.display()))?;
-    drop(archive);
     #[cfg(unix)]
     std::fs::set_permissions(draft.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .context("cannot write the update")?;
@@ -76,32 +72,20 @@ pub fn write_update(folder: &Path, key: &OperatorKey, out: &Path) -> anyhow::Res
     Ok(())
 }
 
-/// A file of a `tar` (POSIX.1-1988 ustar): root's, and of no time, so that the same parts give the same archive.
+/// A file that is root's, and of no time, so that the same parts give the same archive.
 fn append(
-    archive: &mut impl Write,
+    archive: &mut Builder<impl Write>,
     name: &str,
     bytes: u64,
-    content: &mut dyn std::io::Read,
+    content: impl Read,
 ) -> std::io::Result<()> {
-    let mut header = [0; BLOCK];
-    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, name);
-    put(100, "0000644");
-    put(108, "0000000");
-    put(116, "0000000");
-    put(124, &format!("{bytes:011o}"));
-    put(136, "00000000000");
-    // The checksum is taken with spaces in its place.
-    put(148, "        ");
-    put(156, "0");
-    put(257, "ustar");
-    put(263, "00");
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    archive.write_all(&header)?;
-    let copied = std::io::copy(&mut content.take(bytes), archive)?;
-    let padding = copied.next_multiple_of(BLOCK as u64) - copied;
-    archive.write_all(&vec![0; usize::try_from(padding).unwrap_or_default()])
+    let mut header = Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(bytes);
+    archive.append_data(&mut header, name, content.take(bytes))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 use glimpse_firmware::card::{self, BLOCK, Card, CardError, Watch};
-use glimpse_firmware::image::Image;
+use glimpse_firmware::packed::Image;
 use glimpse_firmware::partition::{self, Files};
 use tempfile::TempDir;
 
@@ -258,7 +258,9 @@ fn a_device_that_cannot_be_used_stops_it_before_anything_is_written() {
         .unwrap();
     let said = flash();
     assert!(
-        said.contains("top_k") && said.contains("door-1/device.toml") && said.contains("nothing was written"),
+        said.contains("top_k")
+            && said.contains("door-1/device.toml")
+            && said.contains("has to be good first"),
         "{said}"
     );
     bench.device();
@@ -296,22 +298,35 @@ fn one_byte_that_is_not_as_it_was_written_is_found() {
     let bench = Bench::new();
     let mut card = open(&bench.path("card"));
     let watch = Watch::default();
-    let written = card::write(Image::open(&bench.path("card.img")).unwrap(), &mut card, &watch).unwrap();
+    let write = |card: &mut Card| {
+        card::write(Image::open(&bench.path("card.img")).unwrap(), card, &Watch::default()).unwrap()
+    };
+    let written = write(&mut card);
     assert_eq!(written.bytes as usize, IMAGE_BYTES);
     card::verify(&mut card, &written, &watch).unwrap();
+    assert!(fs::read(bench.path("card")).unwrap() == bench.image);
     for place in [0, 511, BLOCK - 1, BLOCK, 2 * BLOCK + 77, IMAGE_BYTES - 1] {
-        let byte = bench.image[place];
-        card.file.write_all_at(&[byte ^ 1], place as u64).unwrap();
+        card.file.write_all_at(&[bench.image[place] ^ 1], place as u64).unwrap();
         match card::verify(&mut card, &written, &watch) {
             Err(CardError::Differs { from, to, .. }) => {
                 assert!((from..to).contains(&(place as u64)), "{place}: {from} to {to}");
             }
             other => panic!("{place}: {other:?}"),
         }
-        card.file.write_all_at(&[byte], place as u64).unwrap();
+        // Nothing starts from it.
+        assert!(is_blank(&bench.path("card")), "{place}");
+        write(&mut card);
     }
     card.file.set_len(IMAGE_BYTES as u64 - 1).unwrap();
     assert!(matches!(card::verify(&mut card, &written, &watch), Err(CardError::ReadBack { .. })));
+    write(&mut card);
+    watch.stop.store(true, Ordering::Relaxed);
+    assert!(matches!(card::verify(&mut card, &written, &watch), Err(CardError::Stopped(_))));
+    assert!(is_blank(&bench.path("card")));
+}
+
+fn is_blank(card: &Path) -> bool {
+    fs::read(card).unwrap()[..BLOCK].iter().all(|byte| *byte == 0)
 }
 
 /// The card's first block is empty until all else is there.
@@ -331,7 +346,7 @@ fn a_card_that_was_not_finished_has_no_partition_table() {
         };
         let error = result.unwrap_err();
         assert!(matches!(error, CardError::Image(_) | CardError::TooSmall { .. }), "{error}");
-        assert!(fs::read(bench.path(name)).unwrap()[..BLOCK].iter().all(|byte| *byte == 0), "{name}");
+        assert!(is_blank(&bench.path(name)), "{name}");
     }
     let mut card = open(&bench.path("stopped"));
     let watch = Watch::default();

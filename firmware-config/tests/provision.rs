@@ -48,6 +48,20 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
+fn what_only_the_device_has_is_not_looked_for_here() {
+    let folder = folder();
+    let folder = folder.path();
+    let text = std::fs::read_to_string(folder.join("device.toml")).unwrap();
+    let text = text.replace("'rpicam'", "'v4l2:/dev/a-boards'") + "exec = '/usr/bin/of-the-board'\n";
+    std::fs::write(folder.join("device.toml"), &text).unwrap();
+    check(folder, &["ca", "init"], 0, &[]);
+    provision(folder, &["door-1"], 0, &["1 made"]);
+    // What is copied has to be there.
+    std::fs::write(folder.join("device.toml"), text.replace("'bundle'", "'gone'")).unwrap();
+    provision(folder, &["door-2"], 1, &["there is no folder", "gone", "has to be good first"]);
+}
+
+#[test]
 fn a_fleet_gets_a_certificate_each_and_goes_on_where_it_was() {
     let folder = folder();
     let folder = folder.path();

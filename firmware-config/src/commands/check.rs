@@ -52,9 +52,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
                 if args.json {
                     found.extend(problems.iter().map(|problem| report::json(&name, problem)));
                 } else {
-                    problems
-                        .iter()
-                        .for_each(|problem| complain_drawn(&report::drawn(&name, &wrong.text, problem)));
+                    wrong.tell(file);
                     let many = if problems.len() == 1 { "problem" } else { "problems" };
                     complain(&format!("{name}: {} {many}", problems.len()));
                 }
@@ -74,6 +72,16 @@ pub struct Wrong {
     pub text: String,
     /// All that is wrong with it.
     pub problems: Problems,
+}
+
+impl Wrong {
+    /// Draws each problem into the line of `file` that it is about.
+    pub fn tell(&self, file: &Path) {
+        let name = file.display().to_string();
+        for problem in &self.problems.0 {
+            complain_drawn(&report::drawn(&name, &self.text, problem));
+        }
+    }
 }
 
 /// Which of the files that a device file names are looked for.
@@ -195,21 +203,26 @@ impl Needed {
 /// What the device would look for and not find, or not be able to use.
 fn path_problems(raw: &RawDevice, look: Look) -> Vec<Problem> {
     let mut needed = Vec::new();
-    let here = |path: &'_ Option<PathBuf>| path.clone().filter(|_| look == Look::Everywhere);
-    match raw.camera.as_ref().filter(|_| look == Look::Everywhere) {
-        Some(CameraSource::Folder(photos)) => needed.push(Needed::folder("camera", photos)),
-        Some(CameraSource::Video(file)) => needed.push(Needed::file("camera", file)),
-        Some(CameraSource::V4l2(device)) => needed.push(Needed::device("camera", device)),
-        Some(CameraSource::Rpicam) | None => {}
+    if look == Look::Everywhere {
+        match &raw.camera {
+            Some(CameraSource::Folder(photos)) => needed.push(Needed::folder("camera", photos)),
+            Some(CameraSource::Video(file)) => needed.push(Needed::file("camera", file)),
+            Some(CameraSource::V4l2(device)) => needed.push(Needed::device("camera", device)),
+            Some(CameraSource::Rpicam) | None => {}
+        }
+        for (key, path) in [
+            ("password_file", &raw.password_file),
+            ("certificate", &raw.certificate),
+            ("key", &raw.key),
+            ("exec", &raw.exec),
+        ] {
+            needed.extend(path.as_deref().map(|path| Needed::file(key, path)));
+        }
     }
-    needed.extend(raw.model.as_deref().map(|model| Needed::file("model", model)));
-    needed.extend(raw.codebook.as_deref().map(|codebook| Needed::file("codebook", codebook)));
     for (key, path) in [
-        ("password_file", &here(&raw.password_file)),
+        ("model", &raw.model),
+        ("codebook", &raw.codebook),
         ("ca", &raw.ca),
-        ("certificate", &here(&raw.certificate)),
-        ("key", &here(&raw.key)),
-        ("exec", &here(&raw.exec)),
         ("webhook_token_file", &raw.webhook_token_file),
         ("webhook_ca", &raw.webhook_ca),
         ("network.wifi_password_file", &raw.network.wifi_password_file),

@@ -16,11 +16,10 @@ use super::check::{Look, device_of};
 use super::disks::size;
 use crate::card::{self, Card, CardError, Watch, Written};
 use crate::disks::{self, Disk, Refusal};
-use crate::image::Image;
-use crate::output::{complain, complain_drawn, say, shown};
+use crate::output::{complain, say, shown};
+use crate::packed::Image;
 use crate::partition::{Files, files_of, put};
 use crate::prompt::{Prompt, Question};
-use crate::report;
 
 /// The status of a program that Ctrl-C ended, as shells have it.
 const STOPPED: u8 = 130;
@@ -66,11 +65,7 @@ pub struct FlashArgs {
 /// # Errors
 /// An image, device or card that cannot be used; a card that is not as the image is.
 pub fn run(args: &FlashArgs) -> anyhow::Result<ExitCode> {
-    let files = match args.device.as_deref().map(device_files).transpose() {
-        Ok(files) => files,
-        Err(Unusable::Shown) => return Ok(ExitCode::FAILURE),
-        Err(Unusable::Error(error)) => return Err(error),
-    };
+    let files = args.device.as_deref().map(device_files).transpose()?;
     let image = Image::open(&args.image)?;
     let Some(mut card) = open(args, &image)? else {
         complain("nothing was written");
@@ -175,26 +170,14 @@ fn stop_on_signals(_watch: Arc<Watch>) -> io::Result<()> {
     Ok(())
 }
 
-enum Unusable {
-    /// What is wrong was told already.
-    Shown,
-    Error(anyhow::Error),
-}
-
 /// What goes onto the card beside the image; `device.toml` is checked as `check` does it.
-fn device_files(folder: &Path) -> Result<Files, Unusable> {
+pub(super) fn device_files(folder: &Path) -> anyhow::Result<Files> {
     let file = folder.join("device.toml");
     if let Err(wrong) = device_of(&file, Look::Nowhere) {
-        let name = file.display().to_string();
-        wrong
-            .problems
-            .0
-            .iter()
-            .for_each(|problem| complain_drawn(&report::drawn(&name, &wrong.text, problem)));
-        complain(&format!("{name} has to be mended first: nothing was written"));
-        return Err(Unusable::Shown);
+        wrong.tell(&file);
+        bail!("{} has to be good first", file.display());
     }
-    files_of(folder).map_err(Unusable::Error)
+    files_of(folder)
 }
 
 /// Opens the card, once it is sure that it is meant; `None` where it is not.
@@ -271,7 +254,7 @@ fn open_disk(args: &FlashArgs, image: &Image, metadata: &std::fs::Metadata) -> a
 }
 
 fn described(disk: &Disk) -> String {
-    let model = disk.model.as_deref().map_or("no model named", |model| model);
+    let model = disk.model.as_deref().unwrap_or("no model named");
     format!("{} ({})", shown(model), size(disk.bytes))
 }
 

@@ -12,6 +12,7 @@ use clap::Args;
 use glimpse_protocol::device::Board;
 
 use crate::builder::Builder;
+use crate::commands::flash::device_files;
 use crate::commands::init::board_parser;
 use crate::output::{complain, say, shown};
 use crate::update::{OperatorKey, write_update};
@@ -84,11 +85,7 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<ExitCode> {
         args.program.display()
     );
     if let Some(device) = &args.device {
-        ensure!(
-            device.join("device.toml").is_file(),
-            "{} has no device.toml: `provision` makes such folders",
-            device.display()
-        );
+        device_files(device)?;
     }
     let of = args.out.parent().filter(|of| !of.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(of.is_dir(), "there is no folder {}", of.display());

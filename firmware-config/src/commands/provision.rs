@@ -18,8 +18,7 @@ use super::check::{Look, device_of};
 use crate::authority::Authority;
 use crate::boards;
 use crate::files::{private_folder, write_new};
-use crate::output::{complain, complain_drawn, say, shown};
-use crate::report;
+use crate::output::{complain, say, shown};
 use crate::template::device_toml;
 
 /// What can be done with an authority.
@@ -172,13 +171,8 @@ pub fn provision(args: &ProvisionArgs) -> anyhow::Result<ExitCode> {
     let common = match device_of(&args.config, Look::Copied) {
         Ok(device) => device,
         Err(wrong) => {
-            let name = args.config.display().to_string();
-            wrong
-                .problems
-                .0
-                .iter()
-                .for_each(|problem| complain_drawn(&report::drawn(&name, &wrong.text, problem)));
-            bail!("{name} is what the devices have in common, and has to be good first");
+            wrong.tell(&args.config);
+            bail!("{} is what the devices have in common, and has to be good first", args.config.display());
         }
     };
     ensure!(

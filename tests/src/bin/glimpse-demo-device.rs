@@ -101,46 +101,27 @@ fn main() -> anyhow::Result<()> {
     let demo = Demo { fixture, card, log: work.join("board.log"), outcomes };
     let _ = std::fs::remove_file(&demo.log);
     eprintln!("starting it; its serial line goes to {}", demo.log.display());
-    let (board, boot_to_answer) = demo.answer()?;
-    let tls = is_tls(&demo.fixture)?;
-    eprintln!("answered {:.0} s after power-on", boot_to_answer.as_secs_f64());
-    photograph(&server, &demo.fixture)?;
-    drop(board);
-
-    let mut dice = ChaCha8Rng::seed_from_u64(arguments.seed);
-    let (mut pulled, mut failures) = (0, Vec::new());
-    while pulled < arguments.pulls {
-        let at = Duration::from_secs_f64(dice.random_range(PULLED));
-        let board = demo.start()?;
-        std::thread::sleep(at);
-        drop(board);
-        pulled += 1;
-        // The next start answers, and its plug is pulled while it runs.
-        match demo.answer() {
-            Ok((board, took)) => {
-                eprintln!(
-                    "pulled after {:.0} s; the next start answered after {:.0} s",
-                    at.as_secs_f64(),
-                    took.as_secs_f64()
-                );
-                drop(board);
-                pulled += 1;
-            }
-            Err(error) => {
-                failures.push(format!("after a plug pulled at {:.1} s: {error:#}", at.as_secs_f64()))
-            }
+    let first = demo.answer();
+    let (answered, tls) = (first.is_ok(), is_tls(&demo.fixture)?);
+    let mut failures = Vec::new();
+    let (mut pulled, mut boot_to_answer) = (0, None);
+    match first {
+        Ok((board, took)) => {
+            eprintln!("answered {:.0} s after power-on", took.as_secs_f64());
+            boot_to_answer = Some(took.as_secs_f64());
+            photograph(&server, &demo.fixture)?;
+            drop(board);
+            pulled = demo.pull_plugs(arguments.pulls, arguments.seed, &mut failures)?;
         }
-    }
-    if pulled > 0 {
-        demo.answer().map(drop).unwrap_or_else(|error| failures.push(format!("at last: {error:#}")));
+        Err(error) => failures.push(format!("{error:#}")),
     }
     let report = json!({
-        "answered": true,
+        "answered": answered,
         "tls": tls,
-        "boot_to_answer_s": boot_to_answer.as_secs_f64(),
+        "boot_to_answer_s": boot_to_answer,
         "image_mb": image_mb,
         "plug_pulls": pulled,
-        "plug_failures": failures.len(),
+        "plug_failures": if answered { failures.len() } else { 0 },
         "failures": failures,
     });
     let out = workspace::root().join(&arguments.out);
@@ -148,8 +129,8 @@ fn main() -> anyhow::Result<()> {
     std::fs::write(&out, format!("{report:#}\n"))
         .with_context(|| format!("cannot write {}", out.display()))?;
     println!("{report:#}");
-    ensure!(tls, "the device did not come over TLS");
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    ensure!(tls, "the device did not come over TLS");
     Ok(())
 }
 
@@ -282,6 +263,34 @@ impl Demo {
         let mut boot = self.fixture.programs.firmware();
         boot.args(["boot", "--persist", "--card-mb", "1500"]).arg(&self.card);
         Board::start(boot, &self.log)
+    }
+
+    /// Pulls this many plugs, or one more: one between power-on and connection, then one of a device that has answered. Returns how many.
+    fn pull_plugs(&self, pulls: u32, seed: u64, failures: &mut Vec<String>) -> anyhow::Result<u32> {
+        let mut dice = ChaCha8Rng::seed_from_u64(seed);
+        let mut pulled = 0;
+        while pulled < pulls {
+            let at = Duration::from_secs_f64(dice.random_range(PULLED));
+            let board = self.start()?;
+            std::thread::sleep(at);
+            drop(board);
+            pulled += 1;
+            match self.answer() {
+                Ok((board, took)) => {
+                    let [at, took] = [at, took].map(|time| time.as_secs_f64());
+                    eprintln!("pulled after {at:.0} s; the next start answered after {took:.0} s");
+                    drop(board);
+                    pulled += 1;
+                }
+                Err(error) => {
+                    failures.push(format!("after a plug pulled at {:.1} s: {error:#}", at.as_secs_f64()))
+                }
+            }
+        }
+        if pulled > 0 {
+            self.answer().map(drop).unwrap_or_else(|error| failures.push(format!("at last: {error:#}")));
+        }
+        Ok(pulled)
     }
 
     /// Starts the board, presses its button once it is connected, and waits for the answer; with it the time since power-on.
