@@ -252,7 +252,7 @@ fn device_with_server(folder: &Path) -> PathBuf {
     let device = folder.join("door-1");
     std::fs::create_dir_all(&device).unwrap();
     let toml = format!(
-        "device = \"door-1\"\nserver = \"10.0.2.2:{port}\"\ncamera = \"v4l2:/dev/video0\"\nbundle = \"space\"\nmodel_key = \"{PUBLIC_KEY}\"\n"
+        "device = \"door-1\"\nserver = \"10.0.2.2:{port}\"\ncamera = \"v4l2:/dev/video0\"\nbundle = \"space\"\nmodel_key = \"{PUBLIC_KEY}\"\nstate = \"/var/lib/glimpse-edge\"\n"
     );
     std::fs::write(device.join("device.toml"), toml).unwrap();
     device
